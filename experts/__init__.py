@@ -1,0 +1,1 @@
+"""Experts and how they learn, route and combine: tensors in, tensors out."""

@@ -1,0 +1,1 @@
+"""Learning task after task: which expert takes a class, and what of the past is replayed."""

@@ -1,0 +1,1 @@
+"""Measuring continual learning: metrics and the baselines they are quoted against."""

@@ -1,0 +1,1 @@
+"""Which expert answers which input: class statistics, the ridge solved from them, and gates."""

@@ -1,0 +1,1 @@
+"""Teachers: local models that experts are distilled from."""

@@ -1,0 +1,1 @@
+"""Trunks: the shared, frozen feature extractors that a mesh names by digest."""

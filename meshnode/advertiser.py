@@ -1,0 +1,72 @@
+"""Keeps this node's record in the DHT: a signed lease, renewed at a third of its life and when its content changes."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from meshnode.transport.interface import Transport
+from protocol.identifiers import PeerId
+from protocol.records import PeerRecord, record_key, seal_record
+from protocol.signing import SigningKey
+
+__all__ = ["Advertiser"]
+
+log = logging.getLogger(__name__)
+
+RecordOf = Callable[[float, float, bool], PeerRecord]
+"""Describes this node now: (issued_at, expires_at, leaving) -> record."""
+
+
+class Advertiser:
+    """Publishes what `describe` says.
+
+    Args:
+        transport: Where the record is published.
+        key: Signs it; its peer id is the record's subkey.
+        describe: Makes the record's content; called at every renewal, so it always tells the present state.
+        ttl_s: Life of a lease, in seconds.
+        published: Told each sealed record and its peer: this node's own directory need not wait for the DHT.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        key: SigningKey,
+        describe: RecordOf,
+        *,
+        ttl_s: float,
+        published: Callable[[bytes, PeerId], object],
+    ) -> None:
+        self._transport = transport
+        self._key = key
+        self._describe = describe
+        self._ttl_s = ttl_s
+        self._published = published
+        self._changed = asyncio.Event()
+
+    def changed(self) -> None:
+        """Renew soon: the content is not what was last published."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Renew for ever."""
+        while True:
+            self._changed.clear()
+            await self.publish()
+            try:
+                async with asyncio.timeout(self._ttl_s / 3):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    async def publish(self, *, leaving: bool = False) -> bool:
+        """Publish one lease now. False when no node of the DHT took it."""
+        now_s = self._transport.now_s()
+        record = self._describe(now_s, now_s + self._ttl_s, leaving)
+        sealed = seal_record(record, self._key)
+        self._published(sealed, record.peer_id)
+        key = record_key(record.mesh_id)
+        stored = await self._transport.publish(key, record.peer_id, sealed, expires_at=record.expires_at)
+        if not stored:
+            log.warning("no node of the DHT took this node's record; it is offered again in %.0f s", self._ttl_s / 3)
+        return stored

@@ -1,0 +1,70 @@
+"""The one view the HTTP API has of the node: documents out, images in.
+
+The node implements this structurally; a test passes a small fake. Everything returned is plain data that
+JSON can hold (numbers, strings, lists, dictionaries, None), read on the node's event loop without waiting. A
+failed call raises one of the project's named errors, which the API turns into a status and an error document.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Document", "NodeService"]
+
+Document = Mapping[str, object]
+"""One JSON object; the API adds its ``schema`` where the node gave none."""
+
+
+class NodeService(Protocol):
+    """What a node answers about itself and does on request."""
+
+    def status(self) -> Document:
+        """Name, peer id, mesh, state and reason, device, addresses, counts, traffic (bytes), uptime (s)."""
+        ...
+
+    def identity(self) -> Document:
+        """Name, peer id and the addresses others reach this node under."""
+        ...
+
+    def peers(self) -> Sequence[Document]:
+        """Live peers, this node among them, each with the seconds its record still holds."""
+        ...
+
+    def experts(self, *, local: bool) -> Sequence[Document]:
+        """Experts with their classes and replicas: those hosted here if ``local``, else the whole mesh's."""
+        ...
+
+    def averaging(self) -> Document:
+        """The rounds so far and the next one."""
+        ...
+
+    def training(self) -> Document:
+        """What the trainer is doing and has learned."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether the node has started and takes work."""
+        ...
+
+    async def infer(self, images: NDArray[np.uint8], *, top_k: int | None, timeout_s: float | None) -> Document:
+        """Routed inference over the mesh.
+
+        Args:
+            images: Pixels 0..255, ``(B, H, W)`` or ``(B, H, W, channels)``, B >= 1.
+            top_k: Experts asked per row, >= 1; None means the mesh's own setting.
+            timeout_s: Longest wait for the whole answer, > 0; None means the node's own setting.
+
+        Returns: Classes, predictions, outputs, missing gate mass, and the route each row took.
+        Raises: ModuleMeshError: No route, rows that no expert answered, busy, not ready, malformed images.
+        """
+        ...
+
+    async def train_now(self) -> Document:
+        """Look for new task files at once instead of at the next interval."""
+        ...
+
+    def request_shutdown(self) -> None:
+        """Begin to drain; returns at once."""
+        ...

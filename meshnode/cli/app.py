@@ -1,0 +1,110 @@
+"""The ``meshnode`` command put together: its groups, its global options, and how every run of it ends."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn, cast
+
+import typer
+
+from meshnode.cli.demo import demo
+from meshnode.cli.experts import experts
+from meshnode.cli.identity import identity
+from meshnode.cli.infer import infer
+from meshnode.cli.init import init
+from meshnode.cli.options import in_order
+from meshnode.cli.output import Output
+from meshnode.cli.peers import peers
+from meshnode.cli.run import run
+from meshnode.cli.session import Session
+from meshnode.cli.status import status
+from meshnode.cli.version import version
+from meshnode.errors import ExitCode, NodeError, exit_code_of
+from meshnode.home import Home, default_home
+from protocol.errors import ModuleMeshError
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    name="meshnode",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="A node of a ModuleMesh: small experts that live on many machines and answer together.",
+    epilog="These options may also follow the command. To begin, try `meshnode demo`.",
+)
+app.command("demo")(demo)
+app.command("init")(init)
+app.command("run")(run)
+app.command("status")(status)
+app.command("id")(identity)
+app.add_typer(peers, name="peers")
+app.add_typer(experts, name="experts")
+app.command("infer")(infer)
+app.command("version")(version)
+
+# Typer carries click within itself in some versions and imports it in others: the usage error of either.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit with INTERFACE's exit codes."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+@app.callback()
+def _globals(  # noqa: PLR0913  # a parameter an option
+    context: typer.Context,
+    *,
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MESHNODE_HOME",
+            metavar="DIR",
+            file_okay=False,
+            help="The node's folder; the platform's data folder if not given.",
+        ),
+    ] = None,
+    api: Annotated[
+        str | None, typer.Option(metavar="URL", help="The daemon to talk to, if not this home's own.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, failures included.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="No colours; so does the variable NO_COLOR.")] = False,
+) -> None:
+    del no_color  # in the environment by now, for rich and for processes started from here
+    verbosity = int(verbose) - int(quiet)
+    context.obj = Session(
+        home=Home(home.expanduser()) if home is not None else default_home(),
+        api_url=api,
+        output=Output(as_json=as_json, verbosity=verbosity),
+    )
+
+
+def _run(argv: Sequence[str]) -> int:
+    arguments = in_order(argv)
+    if "--no-color" in arguments.globals:
+        os.environ["NO_COLOR"] = "1"
+    # From the words, not from what typer parsed: a line that cannot be parsed fails in the form it asks for.
+    output = Output(as_json="--json" in arguments.globals)
+    command = typer.main.get_command(app)
+    try:
+        words = [*arguments.globals, *(arguments.command or ["--help"])]
+        ended = command.main(words, prog_name="meshnode", standalone_mode=False)
+    except _UsageError as exc:
+        command_path = exc.ctx.command_path if exc.ctx is not None else "meshnode"
+        output.failure("usage", exc.format_message(), f"`{command_path} --help` shows what is accepted.")
+        return ExitCode.USAGE
+    except (NodeError, ModuleMeshError) as exc:
+        output.failure(str(exc.code), exc.message, exc.hint)
+        return exit_code_of(exc)
+    except OSError as exc:
+        if exc.filename is None:
+            raise
+        output.failure("failure", f"{exc.filename}: {exc.strerror}", "Check the disk, the path and its permissions.")
+        return ExitCode.FAILURE
+    except (KeyboardInterrupt, typer.Abort):
+        return ExitCode.INTERRUPTED
+    return ended if isinstance(ended, int) else ExitCode.OK

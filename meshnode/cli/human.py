@@ -1,0 +1,33 @@
+"""Quantities and foreign text as people read them in a terminal."""
+
+import itertools
+
+__all__ = ["printable", "size", "span"]
+
+
+def printable(text: object) -> str:
+    """The text with everything that is not a printable character escaped.
+
+    Names, classes and errors come from other peers: an escape sequence in one must not steer the terminal.
+    """
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in str(text))
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in decimal units, three digits: ``1.24 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 999.5:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def span(seconds: float) -> str:
+    """Seconds in the two largest units that matter: ``42 s``, ``3 min 5 s``, ``2 h 10 min``, ``4 d 1 h``."""
+    whole = max(0, round(seconds))
+    units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+    for (unit, length), (smaller, smaller_length) in itertools.pairwise(units):
+        if whole >= length:
+            rest = whole % length // smaller_length
+            return f"{whole // length} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{whole} s"

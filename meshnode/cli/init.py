@@ -1,0 +1,120 @@
+"""``meshnode init``: a node's folder, its identity, and, if asked, a new mesh. What exists is kept."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from meshnode.cli.output import facts
+from meshnode.cli.session import Session
+from meshnode.cli.starter_config import starter_config
+from meshnode.errors import ResourceAbsent
+from meshnode.home import Home, create_atomically
+
+__all__ = ["init", "write_starter_config"]
+
+_PRIVACY_NOTICE = (
+    "A mesh is public. Founding it from this data publishes, to anyone who joins, the mean and deviation of "
+    "the data's features and, with a whitened trunk, the small image patches it is built from. The images "
+    "themselves and their labels stay here."
+)
+
+
+class _Trunk(StrEnum):
+    WHITENED = "whitened"
+    EFFICIENTNET_B4 = "efficientnet-b4"
+    EFFICIENTNET_E5 = "efficientnet-e5"
+
+
+def init(  # noqa: PLR0913  # a parameter an option
+    context: typer.Context,
+    *,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What other peers see; this machine's name if not given."),
+    ] = None,
+    join: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDR", help="A peer's multiaddress to start from; may be repeated."),
+    ] = None,
+    mesh: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Found a new mesh of this name; needs --data.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="TASK.npz", dir_okay=False, help="The images the new mesh's trunk is made from."),
+    ] = None,
+    trunk: Annotated[
+        _Trunk,
+        typer.Option(metavar="whitened|efficientnet-b4|efficientnet-e5", help="The new mesh's feature extractor."),
+    ] = _Trunk.WHITENED,
+    pixels: Annotated[
+        int,
+        typer.Option(metavar="N", min=4, max=1024, help="Width and height the new mesh's images are scaled to."),
+    ] = 32,
+) -> None:
+    """Make a node's folder, settings and identity.
+
+    With --mesh, also found a new mesh that others can join. What exists already is kept as it is.
+    """
+    if (mesh is None) != (data is None):
+        raise typer.BadParameter("--mesh and --data go together: a mesh is founded from a task file's images")
+    if data is not None and not data.is_file():
+        raise ResourceAbsent(f"there is no task file {data}", hint="Give an .npz file of images and labels.")
+    from meshnode.config import load_config  # noqa: PLC0415  # pydantic is for init and run only
+
+    session = Session.of(context)
+    # Checks them: nothing is written of values that could not be read back.
+    load_config(session.home, {"node.name": name, "net.join": join or None})
+    wrote_config = write_starter_config(session.home, name=name, join=join or ())
+    if not wrote_config and (name is not None or join):
+        session.output.note(f"{session.home.config_toml} was left as it is; change name and join there.")
+    made_identity, peer_id = _ensure_identity(session.home)
+    founded = None
+    if mesh is not None and data is not None:
+        session.output.note(_PRIVACY_NOTICE)
+        from meshnode.founding import found_mesh  # noqa: PLC0415  # with torch
+
+        mesh_id = found_mesh(session.home, name=mesh, data=data, trunk=trunk.value, pixels=pixels)
+        founded = {"id": str(mesh_id), "name": mesh}
+    document = {
+        "schema": "meshnode.init/1",
+        "home": str(session.home.path),
+        "config": {"path": str(session.home.config_toml), "created": wrote_config},
+        "identity": {"peer_id": peer_id, "created": made_identity},
+        "mesh": founded,
+    }
+    lines = [
+        ("home", document["home"]),
+        ("config", f"{session.home.config_toml} ({_written(wrote_config)})"),
+        ("identity", f"{peer_id} ({_written(made_identity)})"),
+        *([("mesh", f"{founded['name']}  {founded['id']}")] if founded else []),
+    ]
+    session.output.result(document, facts(lines))
+
+
+def write_starter_config(home: Home, *, name: str | None = None, join: Sequence[str] = ()) -> bool:
+    """Make the home's folders and, unless there is one, its config.toml; say whether this call wrote it.
+
+    The values are those of a configuration that was loaded, and so checked, before.
+    """
+    home.create()
+    if home.config_toml.exists():
+        return False
+    return create_atomically(home.config_toml, starter_config(name=name, join=join).encode())
+
+
+def _ensure_identity(home: Home) -> tuple[bool, str]:
+    """Whether the key was made now, and the peer id it gives."""
+    from meshnode.identity import api_key, load_or_create_identity  # noqa: PLC0415  # with cryptography
+
+    absent = not home.identity_key.exists()
+    key = load_or_create_identity(home)
+    api_key(home)
+    return absent, str(key.peer_id)
+
+
+def _written(created: bool) -> str:
+    return "created" if created else "kept as it was"

@@ -1,0 +1,64 @@
+"""``meshnode run``: the daemon, in the foreground."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from meshnode.cli.init import write_starter_config
+from meshnode.cli.session import Session
+
+__all__ = ["run"]
+
+_LOG_LEVELS = {-1: "warning", 1: "debug"}
+
+
+def run(  # noqa: PLR0913  # a parameter an option
+    context: typer.Context,
+    *,
+    join: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDR", help="A peer's multiaddress to start from; may be repeated."),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(metavar="PORT", min=0, max=65535, help="TCP port for peers; 0 takes any free one."),
+    ] = None,
+    listen: Annotated[str | None, typer.Option(metavar="HOST", help="Address to listen on for peers.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="What other peers see.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda:N", help="Where torch computes.")] = None,
+    require_gpu: Annotated[bool, typer.Option("--require-gpu", help="Exit with 11 instead of using the CPU.")] = False,
+    no_train: Annotated[bool, typer.Option("--no-train", help="Learn nothing; only serve and average.")] = False,
+    no_serve: Annotated[bool, typer.Option("--no-serve", help="Answer no other peer's inference.")] = False,
+    api: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where the local HTTP API listens.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", file_okay=False, help="A folder of task files (*.npz), learned by name order."),
+    ] = None,
+) -> None:
+    """Run the node until it is stopped.
+
+    Options override config.toml for this run only. SIGTERM or Ctrl+C drains it; a second one forces.
+    """
+    # None leaves the file and the environment their word.
+    given = {
+        "net.join": join,
+        "net.port": port,
+        "net.listen": listen,
+        "node.name": name,
+        "compute.device": device,
+        "compute.require_gpu": True if require_gpu else None,
+        "train.enabled": False if no_train else None,
+        "train.data": None if data is None else str(data.absolute()),
+        "serve.enabled": False if no_serve else None,
+        "api.listen": api,
+        "log.level": _LOG_LEVELS.get(Session.of(context).output.verbosity),
+    }
+    from meshnode.config import load_config  # noqa: PLC0415  # pydantic is for init and run only
+
+    home = Session.of(context).home
+    config = load_config(home, given)
+    write_starter_config(home)
+    from meshnode.node import run_node  # noqa: PLC0415  # with torch and hivemind, once the settings are known good
+
+    raise typer.Exit(run_node(home, config))

@@ -1,0 +1,156 @@
+"""A client that is no node: it joins the network, learns the mesh from its peers, and asks their experts.
+
+    async with await MeshClient.join(["/ip4/203.0.113.7/tcp/31337/p2p/Qm..."]) as client:
+        for expert in client.experts():
+            print(expert.uid, expert.classes, len(expert.replicas))
+        prediction = await client.predict(images)
+
+It stores nothing for others, serves nothing, and forgets everything when it closes.
+"""
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from meshnode.compute import Compute
+from meshnode.contributions import Contributions
+from meshnode.directory import Directory, ExpertListing
+from meshnode.errors import Timeout
+from meshnode.home import Home
+from meshnode.identity import load_or_create_identity
+from meshnode.inference import Prediction, RoutedInference
+from meshnode.mesh import Mesh, pull_mesh
+from meshnode.runtime import router_config
+from meshnode.state.state import State
+from meshnode.transport.hivemind import HivemindConfig, HivemindTransport
+from meshnode.transport.interface import Traffic
+from protocol.errors import PeerUnreachable
+from protocol.identifiers import MeshId
+
+__all__ = ["MeshClient"]
+
+CALL_TIMEOUT_S = 5.0
+
+
+class MeshClient:
+    """A connected client; made by `join`, closed by leaving its ``async with`` block."""
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        directory: Directory,
+        contributions: Contributions,
+        inference: RoutedInference,
+        transport: HivemindTransport,
+    ) -> None:
+        self.mesh = mesh
+        self._directory = directory
+        self._contributions = contributions
+        self._inference = inference
+        self._transport = transport
+        self._resources = AsyncExitStack()
+
+    @classmethod
+    async def join(cls, addresses: Sequence[str], *, mesh_id: MeshId | None = None, timeout_s: float = 10.0) -> Self:
+        """Connect through any of `addresses` and pull the mesh's spec, trunk and router.
+
+        Args:
+            addresses: Multiaddresses of peers, each ending in /p2p/<peer id>.
+            mesh_id: The only mesh to join; None takes the first that a peer belongs to.
+            timeout_s: Deadline for all of it, in seconds.
+
+        Raises:
+            MalformedAddress: An address cannot be read.
+            PeerUnreachable: No address answers.
+            Timeout: They answer, but no mesh could be pulled in time.
+        """
+        async with AsyncExitStack() as stack:
+            folder = Path(tempfile.mkdtemp(prefix="meshclient-"))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            home = Home(folder)
+            home.create()
+            load_or_create_identity(home)
+            state = stack.enter_context(State(home))
+            compute = Compute()
+            stack.callback(compute.close)
+            transport = await HivemindTransport.open(HivemindConfig(identity_path=home.identity_key, client_only=True))
+            stack.push_async_callback(transport.aclose)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await _connect_any(transport, addresses)
+                    mesh, _ = await pull_mesh(state, transport, wanted=mesh_id, timeout_s=CALL_TIMEOUT_S)
+            except TimeoutError as exc:
+                raise Timeout("joining a mesh", timeout_s) from exc
+            directory = Directory(transport, mesh.mesh_id, refresh_s=CALL_TIMEOUT_S)
+            contributions = Contributions(state, compute, mesh.mesh_id, router_config(mesh.spec.router))
+            inference = RoutedInference(mesh, lambda: contributions.view, directory, transport, compute)
+            client = cls(mesh, directory, contributions, inference, transport)
+            await client.refresh()
+            client._resources = stack.pop_all()
+        return client
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Leave; a second time does nothing."""
+        await self._resources.aclose()
+
+    async def refresh(self) -> None:
+        """Look up who hosts what now, and take in what was contributed to the router since the last time."""
+        await self._directory.refresh()
+        await self._contributions.pull(self._transport, self._directory, timeout_s=CALL_TIMEOUT_S)
+        await self._contributions.solve()
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes this client has sent and received."""
+        return self._transport.traffic
+
+    def experts(self) -> tuple[ExpertListing, ...]:
+        """The mesh's experts as of the last `refresh`."""
+        return tuple(self._directory.experts().values())
+
+    def router_argmax(self, images: np.ndarray) -> tuple[str, ...]:
+        """The router as a classifier of its own, no expert asked: the class with the highest score, a row.
+
+        Args:
+            images: uint8 ``(B, H, W)`` or ``(B, H, W, channels)``.
+
+        Raises:
+            NotReady: The mesh has no router yet.
+        """
+        return self._inference.router_argmax(images)
+
+    async def predict(
+        self, images: np.ndarray, *, top_k: int | None = None, timeout_s: float = CALL_TIMEOUT_S
+    ) -> Prediction:
+        """Ask the mesh; see `meshnode.inference.RoutedInference.predict`.
+
+        Returns:
+            Outputs by class name, and in ``calls`` which peer's expert answered which rows with what gate weight.
+        """
+        return await self._inference.predict(images, top_k=top_k, timeout_s=timeout_s)
+
+
+async def _connect_any(transport: HivemindTransport, addresses: Sequence[str]) -> None:
+    failures: list[PeerUnreachable] = []
+    for address in addresses:
+        try:
+            await transport.connect(address)
+        except PeerUnreachable as failure:
+            failures.append(failure)
+    if len(failures) == len(addresses):
+        raise failures[-1]

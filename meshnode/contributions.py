@@ -1,0 +1,160 @@
+"""The router of a node: its own and its peers' statistics, kept apart by contributor, merged and solved anew.
+
+Each contribution is signed by its contributor, so that any peer can pass it on. It counts once however often it
+arrives, and in the order of its key whenever it arrives, so all peers that hold the same set hold the same router.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from experts.errors import NotPositiveDefinite, UnsafeStatistics
+from experts.router.ridge import RidgeRouter, RouterConfig, solve_ridge
+from experts.router.statistics import ClassStatistics, sum_contributions
+from meshnode.blobs import fetch_blob
+from meshnode.compute import Compute
+from meshnode.directory import Directory
+from meshnode.state.state import State
+from meshnode.transport.interface import Transport
+from protocol.errors import ModuleMeshError
+from protocol.identifiers import Digest, MeshId, PeerId
+from protocol.records import (
+    RouterContribution,
+    decode_contribution_index,
+    encode_contribution_index,
+    open_contribution,
+    seal_contribution,
+)
+from protocol.signing import SigningKey
+
+__all__ = ["Contributions", "RouterView"]
+
+log = logging.getLogger(__name__)
+
+ContributionKey = tuple[str, str]
+"""(contributor, task). Of one key the highest version counts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RouterView:
+    """A solved router and what went into it."""
+
+    router: RidgeRouter
+    contributions: int
+    samples: Mapping[str, int]
+    """Training samples per class, over all contributions."""
+
+
+class Contributions:
+    """Holds this mesh's router contributions and solves the router from them.
+
+    Args:
+        state: Where contributions and their statistics are kept.
+        compute: Where the router is solved.
+        mesh_id: Contributions to any other mesh are refused: their features mean something else.
+        config: How the router is solved.
+    """
+
+    def __init__(self, state: State, compute: Compute, mesh_id: MeshId, config: RouterConfig) -> None:
+        self._state = state
+        self._compute = compute
+        self._mesh_id = mesh_id
+        self._config = config
+        self._held: dict[ContributionKey, tuple[RouterContribution, bytes]] = {}
+        self._statistics: dict[ContributionKey, ClassStatistics] = {}
+        self._taken: dict[PeerId, Digest] = {}
+        self._solving = asyncio.Lock()
+        self._stale = True
+        self.view: RouterView | None = None
+        """The router as of now; None before the first contribution."""
+        self.index: Digest | None = None
+        """Digest of the blob that lists what is held; None while nothing is."""
+
+    async def load(self, *, now_s: float) -> None:
+        """Take up what the state holds."""
+        for sealed in self._state.contributions():
+            contribution = open_contribution(sealed, mesh_id=self._mesh_id, now_s=now_s)
+            await self._hold(contribution, sealed, self._state.blobs.get(contribution.statistics))
+        await self._publish_index()
+        await self.solve()
+
+    def version_of(self, peer_id: PeerId, task: str) -> int:
+        """The version held of a contribution; 0 when none is."""
+        held = self._held.get((peer_id, task))
+        return held[0].version if held else 0
+
+    async def contribute(self, key: SigningKey, task: str, statistics: bytes, *, issued_at: float) -> None:
+        """Sign and hold this node's own statistics of one task, replacing an older version of the same."""
+        digest = await asyncio.to_thread(self._state.blobs.put, statistics)
+        held = self._held.get((key.peer_id, task))
+        if held and held[0].statistics == digest:
+            return  # learned again from the same data, as after a restart
+        contribution = RouterContribution(
+            mesh_id=self._mesh_id,
+            peer_id=key.peer_id,
+            task=task,
+            version=self.version_of(key.peer_id, task) + 1,
+            statistics=digest,
+            samples=dict(ClassStatistics.from_bytes(statistics).counts),
+            issued_at=issued_at,
+        )
+        await self._add(contribution, seal_contribution(contribution, key), statistics)
+
+    async def pull(self, transport: Transport, directory: Directory, *, timeout_s: float) -> None:
+        """Fetch what peers hold and we lack. A peer that fails is left for the next time."""
+        for record in directory.records():
+            index = record.contributions
+            if record.peer_id == transport.peer_id or index is None or index == self.index:
+                continue
+            try:
+                await self._pull_from(transport, record.peer_id, index, timeout_s=timeout_s)
+            except (ModuleMeshError, UnsafeStatistics) as failure:
+                log.info("contributions of %s not taken: %s", record.peer_name, failure)
+
+    async def _pull_from(self, transport: Transport, peer_id: PeerId, index: Digest, *, timeout_s: float) -> None:
+        if self._taken.get(peer_id) == index:
+            return
+        listing = await fetch_blob(transport, peer_id, index, timeout_s=timeout_s)
+        for sealed in decode_contribution_index(listing):
+            contribution = open_contribution(sealed, mesh_id=self._mesh_id, now_s=transport.now_s())
+            if contribution.version <= self.version_of(contribution.peer_id, contribution.task):
+                continue
+            statistics = await fetch_blob(transport, peer_id, contribution.statistics, timeout_s=timeout_s)
+            await self._add(contribution, sealed, statistics)
+        self._taken[peer_id] = index
+
+    async def _add(self, contribution: RouterContribution, sealed: bytes, statistics: bytes) -> None:
+        await self._hold(contribution, sealed, statistics)
+        await asyncio.to_thread(self._state.add_contribution, contribution, sealed, statistics)
+        await self._publish_index()
+
+    async def _hold(self, contribution: RouterContribution, sealed: bytes, statistics: bytes) -> None:
+        parsed = await self._compute.run(ClassStatistics.from_bytes, statistics)
+        if dict(parsed.counts) != contribution.samples:
+            raise UnsafeStatistics("the statistics count other samples than their signed contribution")
+        key = (contribution.peer_id, contribution.task)
+        self._held[key] = (contribution, sealed)
+        self._statistics[key] = parsed
+        self._stale = True
+
+    async def _publish_index(self) -> None:
+        if self._held:
+            listing = encode_contribution_index([self._held[key][1] for key in sorted(self._held)])
+            self.index = await asyncio.to_thread(self._state.blobs.put, listing)
+
+    async def solve(self) -> None:
+        """Merge and solve, unless nothing was added since the last time. The old router serves meanwhile."""
+        async with self._solving:
+            if not self._stale or not self._statistics:
+                return
+            self._stale = False
+            try:
+                self.view = await self._compute.run(_solve, dict(self._statistics), self._config)
+            except NotPositiveDefinite as failure:
+                log.error("the router keeps its last solution: %s", failure)
+
+
+def _solve(statistics: Mapping[ContributionKey, ClassStatistics], config: RouterConfig) -> RouterView:
+    merged = sum_contributions(statistics)
+    return RouterView(router=solve_ridge(merged, config), contributions=len(statistics), samples=dict(merged.counts))

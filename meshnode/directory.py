@@ -1,0 +1,110 @@
+"""What a node knows of its mesh: the live, verified records of its peers, re-read from the DHT at intervals.
+
+The DHT keeps a record until it expires, however dead its owner is. The directory therefore also remembers which peers
+lately failed to answer, so that whoever chooses a replica can try the others first.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from meshnode.transport.interface import Transport
+from protocol.errors import RecordRefused
+from protocol.identifiers import ExpertUid, MeshId, PeerId, parse_peer_id
+from protocol.records import ExpertAdvert, PeerRecord, RecordBook, record_key
+
+__all__ = ["Directory", "ExpertListing", "Replica"]
+
+FAILURE_MEMORY_S = 5.0
+"""A peer that failed is tried last for this long; then it may have come back."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replica:
+    """One peer's advertised copy of an expert."""
+
+    peer_id: PeerId
+    peer_name: str
+    advert: ExpertAdvert
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertListing:
+    """An expert as the mesh knows it: what it answers for and who holds a replica."""
+
+    uid: ExpertUid
+    classes: tuple[str, ...]
+    replicas: tuple[Replica, ...]
+
+
+class Directory:
+    """The node's view of the mesh.
+
+    Args:
+        transport: Where records are looked up.
+        mesh_id: The mesh whose records count.
+        refresh_s: Seconds between two look-ups of `run`.
+    """
+
+    def __init__(self, transport: Transport, mesh_id: MeshId, *, refresh_s: float) -> None:
+        self._transport = transport
+        self._mesh_id = mesh_id
+        self._refresh_s = refresh_s
+        self._book = RecordBook(mesh_id)
+        self._failed_at: dict[PeerId, float] = {}
+        self.refreshed = asyncio.Event()
+        """Set after every look-up; whoever waits clears it first."""
+
+    async def run(self) -> None:
+        """Refresh for ever."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(self._refresh_s)
+
+    async def refresh(self) -> None:
+        """Look the mesh's records up once and take in those that are valid and new."""
+        found = await self._transport.lookup(record_key(self._mesh_id))
+        now_s = self._transport.now_s()
+        for subkey, data in found.items():
+            try:
+                self._book.accept(data, parse_peer_id(subkey), now_s)
+            except RecordRefused as refusal:
+                log.debug("record of %s refused: %s", subkey, refusal)
+        self._book.forget_expired(now_s)
+        self.refreshed.set()
+
+    def take(self, record: bytes, peer_id: PeerId) -> None:
+        """Take in a record that came another way than through the DHT; it is checked the same.
+
+        Raises:
+            RecordRefused: It is not valid, or a newer one is known.
+        """
+        self._book.accept(record, peer_id, self._transport.now_s())
+
+    def records(self) -> tuple[PeerRecord, ...]:
+        """Live records, ordered by peer id."""
+        return self._book.live(self._transport.now_s())
+
+    def experts(self) -> Mapping[ExpertUid, ExpertListing]:
+        """Every advertised expert, by uid, in uid order."""
+        replicas: dict[ExpertUid, list[Replica]] = {}
+        for record in self.records():
+            for advert in record.experts:
+                replica = Replica(peer_id=record.peer_id, peer_name=record.peer_name, advert=advert)
+                replicas.setdefault(advert.uid, []).append(replica)
+        return {
+            uid: ExpertListing(uid=uid, classes=held[0].advert.classes, replicas=tuple(held))
+            for uid, held in sorted(replicas.items())
+        }
+
+    def note_failure(self, peer_id: PeerId) -> None:
+        self._failed_at[peer_id] = self._transport.now_s()
+
+    def note_success(self, peer_id: PeerId) -> None:
+        self._failed_at.pop(peer_id, None)
+
+    def recently_failed(self, peer_id: PeerId) -> bool:
+        return self._transport.now_s() - self._failed_at.get(peer_id, float("-inf")) < FAILURE_MEMORY_S

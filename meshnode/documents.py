@@ -1,0 +1,117 @@
+"""A node's answers to its user as plain documents, as the HTTP API and the command line show them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from meshnode.directory import ExpertListing
+from meshnode.inference import Prediction
+from meshnode.runtime import MeshRuntime
+from protocol.identifiers import PeerId
+
+__all__ = ["averaging_document", "expert_documents", "infer_document", "peer_documents", "training_document"]
+
+
+def infer_document(prediction: Prediction) -> dict[str, Any]:
+    """A prediction, and which expert of which peer answered each row with what gate weight."""
+    route = [
+        {
+            "row": row,
+            "expert": call.expert,
+            "peer": call.peer_id,
+            "peer_name": call.peer_name,
+            "gate": gate,
+            "ms": call.elapsed_ms,
+            "ok": call.error is None,
+            "error": call.error,
+        }
+        for call in prediction.calls
+        for row, gate in zip(call.rows, call.gates, strict=True)
+    ]
+    return {
+        "schema": "meshnode.infer/1",
+        "classes": list(prediction.classes),
+        "predictions": list(prediction.predictions),
+        "outputs": prediction.outputs_BC.tolist(),
+        "missing_mass": prediction.missing_mass_B.tolist(),
+        "route": sorted(route, key=lambda entry: (entry["row"], -entry["gate"])),
+        "elapsed_ms": prediction.elapsed_ms,
+    }
+
+
+def peer_documents(runtime: MeshRuntime, me: PeerId, now_s: float) -> list[dict[str, Any]]:
+    """Live peers of the mesh, this node among them."""
+    return [
+        {
+            "peer_id": record.peer_id,
+            "name": record.peer_name,
+            "experts": len(record.experts),
+            "expires_in_s": round(record.expires_at - now_s, 1),
+            "self": record.peer_id == me,
+        }
+        for record in runtime.directory.records()
+    ]
+
+
+def expert_documents(runtime: MeshRuntime, *, local: bool) -> list[dict[str, Any]]:
+    """Experts of the mesh, or those hosted here."""
+    hosted = runtime.host.experts
+    listings = runtime.directory.experts()
+    return [
+        _expert_document(runtime, listing, local=uid in hosted)
+        for uid, listing in listings.items()
+        if uid in hosted or not local
+    ]
+
+
+def _expert_document(runtime: MeshRuntime, listing: ExpertListing, *, local: bool) -> dict[str, Any]:
+    advert = listing.replicas[0].advert
+    return {
+        "uid": listing.uid,
+        "kind": advert.kind,
+        "classes": list(listing.classes),
+        "replicas": [
+            {
+                "peer_id": replica.peer_id,
+                "name": replica.peer_name,
+                "generation": replica.advert.generation,
+                "weights": replica.advert.weights,
+            }
+            for replica in listing.replicas
+        ],
+        "local": local,
+        "parameters": runtime.architecture_of(advert).num_parameters,
+    }
+
+
+def averaging_document(runtime: MeshRuntime) -> dict[str, Any]:
+    """Rounds so far, and the last committed one of each expert."""
+    results: Counter[str] = runtime.averager.results
+    return {
+        "committed": results["committed"],
+        "abandoned": {reason: count for reason, count in sorted(results.items()) if reason != "committed"},
+        "waiting": sorted(uid for uid, expert in runtime.host.experts.items() if expert.dirty),
+        "last_committed": {
+            uid: {"round": number, "members": list(members)}
+            for uid, (number, members) in sorted(runtime.averager.last_committed.items())
+        },
+    }
+
+
+def training_document(runtime: MeshRuntime) -> dict[str, Any]:
+    """What the trainer is doing, and what it has learned since the start."""
+    status = runtime.trainer.status
+    history: Sequence[dict[str, object]] = tuple(runtime.trainer.history)
+    return {
+        "state": status.state,
+        "task": status.task,
+        "stage": status.stage,
+        "done": status.done,
+        "total": status.total,
+        "loss": status.loss,
+        "replay_samples": status.replay_samples,
+        "restarts": status.restarts,
+        "pid": status.pid,
+        "learned": runtime.learned_tasks(),
+        "history": list(history),
+    }

@@ -1,0 +1,236 @@
+"""What can go wrong on this machine, and the exit code that each kind of failure ends the command with.
+
+The errors of the mesh are `protocol.errors`; these here never cross the wire. Both have a ``code``, a
+``message`` and a ``hint``, so that whoever shows them to people or programs need not tell them apart.
+"""
+
+from enum import IntEnum
+from pathlib import Path
+from typing import ClassVar
+
+from protocol.errors import ErrorCode, ModuleMeshError
+
+__all__ = [
+    "AlreadyRunning",
+    "ConfigInvalid",
+    "DaemonNotRunning",
+    "ExitCode",
+    "IdentityUnusable",
+    "NoSuchPeerOrExpert",
+    "NodeError",
+    "PortInUse",
+    "Refused",
+    "ResourceAbsent",
+    "StateTooNew",
+    "StateUnreadable",
+    "Timeout",
+    "exit_code_for",
+    "exit_code_of",
+]
+
+
+class ExitCode(IntEnum):
+    """How ``meshnode`` ends; part of its interface, so a number keeps its meaning for ever."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    CONFIG_INVALID = 3
+    DAEMON_NOT_RUNNING = 4
+    ALREADY_RUNNING = 5
+    PORT_IN_USE = 6
+    REFUSED = 7
+    NO_SUCH_PEER_OR_EXPERT = 8
+    TIMEOUT = 9
+    CHECK_FAILED = 10
+    RESOURCE_ABSENT = 11
+    IDENTITY_UNUSABLE = 12
+    INTERRUPTED = 130
+
+
+class NodeError(Exception):
+    """Base of the failures of this node.
+
+    Attributes:
+        code: What went wrong, for programs; never one of `protocol.errors.ErrorCode`.
+        exit_code: How a command that fails with it ends.
+        message: One sentence for people, without a final stop.
+        hint: What a person can do about it, or None where nothing general helps.
+    """
+
+    code: ClassVar[str] = "failure"
+    exit_code: ClassVar[ExitCode] = ExitCode.FAILURE
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigInvalid(NodeError):
+    """The configuration cannot be followed: unreadable, an unknown setting, a value outside its range."""
+
+    code = "config_invalid"
+    exit_code = ExitCode.CONFIG_INVALID
+
+
+class DaemonNotRunning(NodeError):
+    """No daemon serves the ``home`` folder."""
+
+    code = "daemon_not_running"
+    exit_code = ExitCode.DAEMON_NOT_RUNNING
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(f"no daemon is running for {home}", hint="`meshnode run` starts one.")
+        self.home = home
+
+
+class AlreadyRunning(NodeError):
+    """Another daemon holds the home folder.
+
+    Attributes:
+        pid: Its process, or None if it has not said so.
+        url: Its API, or None while it is still starting.
+    """
+
+    code = "already_running"
+    exit_code = ExitCode.ALREADY_RUNNING
+
+    def __init__(self, pid: int | None, url: str | None) -> None:
+        process = "process unknown" if pid is None else f"process {pid}"
+        super().__init__(
+            f"a daemon already runs on this home folder ({process}, {url or 'still starting'})",
+            hint="Use the running one, stop it, or give another folder with --home.",
+        )
+        self.pid = pid
+        self.url = url
+
+
+class PortInUse(NodeError):
+    """Something else listens on ``host`` and ``port``."""
+
+    code = "port_in_use"
+    exit_code = ExitCode.PORT_IN_USE
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(f"port {port} on {host} is in use", hint="Choose another port, or 0 to take any that is free.")
+        self.host = host
+        self.port = port
+
+
+class Refused(NodeError):
+    """The daemon, or a rule of this node, does not allow what was asked."""
+
+    code = "refused"
+    exit_code = ExitCode.REFUSED
+
+
+class NoSuchPeerOrExpert(NodeError):
+    """``wanted`` names no peer or expert, or more than one."""
+
+    code = "no_such_peer_or_expert"
+    exit_code = ExitCode.NO_SUCH_PEER_OR_EXPERT
+
+    def __init__(self, wanted: str) -> None:
+        super().__init__(
+            f"{wanted!r} names no single peer or expert",
+            hint="`meshnode peers ls` and `meshnode experts ls` list those there are.",
+        )
+        self.wanted = wanted
+
+
+class Timeout(NodeError):
+    """``what`` did not happen within ``waited_s`` seconds."""
+
+    code = "timeout"
+    exit_code = ExitCode.TIMEOUT
+
+    def __init__(self, what: str, waited_s: float) -> None:
+        super().__init__(f"{what} took longer than {waited_s:.3g} s")
+        self.what = what
+        self.waited_s = waited_s
+
+
+class ResourceAbsent(NodeError):
+    """Something this was to use (a GPU, a data set, an optional package) is not here."""
+
+    code = "resource_absent"
+    exit_code = ExitCode.RESOURCE_ABSENT
+
+
+class IdentityUnusable(NodeError):
+    """The key file at ``path`` is unreadable, is no key, or can be read by others."""
+
+    code = "identity_unusable"
+    exit_code = ExitCode.IDENTITY_UNUSABLE
+
+    def __init__(self, path: Path, reason: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{path} cannot be used: {reason}", hint=hint)
+        self.path = path
+        self.reason = reason
+
+
+class StateUnreadable(NodeError):
+    """The ledger at ``path`` is damaged or is no ledger."""
+
+    code = "state_unreadable"
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path} cannot be read: {reason}",
+            hint="Restore it from a backup, or move its folder away; the identity is kept elsewhere.",
+        )
+        self.path = path
+        self.reason = reason
+
+
+class StateTooNew(NodeError):
+    """The ledger at ``path`` was written by a later version of this program.
+
+    Attributes:
+        found: Schema version of the ledger.
+        supported: The newest this program can read.
+    """
+
+    code = "state_too_new"
+
+    def __init__(self, path: Path, *, found: int, supported: int) -> None:
+        super().__init__(
+            f"{path} has schema {found}, this program knows {supported} at most",
+            hint="Install the version that wrote it, or a later one.",
+        )
+        self.path = path
+        self.found = found
+        self.supported = supported
+
+
+_EXIT_CODES: dict[str, ExitCode] = {
+    ErrorCode.CALL_TIMEOUT: ExitCode.TIMEOUT,
+    ErrorCode.DRAINING: ExitCode.REFUSED,
+    ErrorCode.MALFORMED_ADDRESS: ExitCode.USAGE,
+    ErrorCode.MALFORMED_IDENTIFIER: ExitCode.USAGE,
+    ErrorCode.MESH_MISMATCH: ExitCode.REFUSED,
+    ErrorCode.NO_ROUTE: ExitCode.NO_SUCH_PEER_OR_EXPERT,
+    ErrorCode.PEER_UNREACHABLE: ExitCode.NO_SUCH_PEER_OR_EXPERT,
+    ErrorCode.ROWS_UNANSWERED: ExitCode.TIMEOUT,
+    ErrorCode.UNKNOWN_EXPERT: ExitCode.NO_SUCH_PEER_OR_EXPERT,
+} | {error_type.code: error_type.exit_code for error_type in NodeError.__subclasses__()}
+
+
+def exit_code_for(code: str) -> ExitCode:
+    """The exit code for an error of which only the ``code`` is known, as in the API's answers; else 1."""
+    return _EXIT_CODES.get(code, ExitCode.FAILURE)
+
+
+def exit_code_of(exc: BaseException) -> ExitCode:
+    """How a command ends that ``exc`` ended.
+
+    Named errors go by their code, KeyboardInterrupt is 130, and everything else (a bug, an OSError) is 1.
+    """
+    match exc:
+        case NodeError() | ModuleMeshError():
+            return exit_code_for(exc.code)
+        case KeyboardInterrupt():
+            return ExitCode.INTERRUPTED
+        case _:
+            return ExitCode.FAILURE

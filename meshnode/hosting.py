@@ -1,0 +1,207 @@
+"""The experts this node hosts: what it serves, what it advertises and what averaging and training change.
+
+An expert's parameters change in two ways that overlap in time: the trainer reports a checkpoint, and a committed round
+adds a delta. A checkpoint says how many deltas the trainer had already taken in, and those it had not are added again
+on top of it; nothing that either side learned is lost.
+
+Legend: P parameters, B batch, D feature, C the expert's classes.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from experts.checkpoint import flat_parameters, load_flat, load_weights, weights_to_bytes
+from experts.modules import Architecture, architecture_from_config, probabilities
+from meshnode.compute import Compute
+from meshnode.state.state import State
+from protocol.errors import UnknownExpert
+from protocol.identifiers import Digest, ExpertUid
+from protocol.records import ExpertAdvert
+
+__all__ = ["Answer", "ExpertHost", "HostedExpert"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """An expert's output for a batch, and which generation gave it."""
+
+    probabilities: np.ndarray
+    """float32 ``(B, C)`` over ``classes``."""
+    classes: tuple[str, ...]
+    generation: int
+    weights: Digest
+
+
+@dataclass(slots=True)
+class HostedExpert:
+    """One replica. `module` is replaced, never changed, so whoever holds it can go on using it."""
+
+    uid: ExpertUid
+    classes: tuple[str, ...]
+    architecture: Architecture
+    module: nn.Module
+    generation: int
+    weights: Digest
+    dirty: bool = False
+    """Whether it has learned anything since its last committed round."""
+    deltas: list[np.ndarray] | None = None
+    """Deltas committed since the current training run began, float32 ``(P,)`` each; None while none is under way."""
+    changed: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def advert(self) -> ExpertAdvert:
+        config = self.architecture.to_config()
+        return ExpertAdvert(
+            uid=self.uid,
+            kind=self.architecture.kind,
+            hidden=int(str(config["hidden"])),
+            classes=self.classes,
+            generation=self.generation,
+            weights=self.weights,
+        )
+
+
+class ExpertHost:
+    """Hosts replicas: loads them at the start, serves them, commits each change as a new generation.
+
+    Args:
+        state: Where generations are kept.
+        compute: The thread torch runs in.
+        device: Where the modules live.
+    """
+
+    def __init__(self, state: State, compute: Compute, *, device: str = "cpu") -> None:
+        self._state = state
+        self._compute = compute
+        self._device = device
+        self._experts: dict[ExpertUid, HostedExpert] = {}
+        self.changed = asyncio.Event()
+        """Set whenever a generation was committed; whoever waits clears it first."""
+
+    async def load(self) -> None:
+        """Take up every expert the state holds, at its newest intact generation."""
+        for row in self._state.hosted_experts():
+            generation = self._state.current(row.uid)
+            if generation is None:
+                continue
+            architecture = architecture_from_config(row.architecture)
+            module = architecture.build(row.uid)
+            load_weights(module, self._state.blobs.get(generation.digest))
+            module.to(self._device)
+            self._experts[row.uid] = HostedExpert(
+                uid=row.uid,
+                classes=row.classes,
+                architecture=architecture,
+                module=module,
+                generation=generation.number,
+                weights=generation.digest,
+                # What was learned before a restart may not have been averaged yet; one idle round costs little.
+                dirty=True,
+            )
+
+    @property
+    def experts(self) -> Mapping[ExpertUid, HostedExpert]:
+        return self._experts
+
+    def get(self, uid: ExpertUid) -> HostedExpert:
+        """The replica hosted here.
+
+        Raises:
+            UnknownExpert: It is not.
+        """
+        try:
+            return self._experts[uid]
+        except KeyError:
+            raise UnknownExpert(uid) from None
+
+    async def answer(self, uid: ExpertUid, features_BD: np.ndarray) -> Answer:
+        """E_i(h) for a batch of trunk features, float32 ``(B, D)``.
+
+        Raises:
+            UnknownExpert: The expert is not hosted here.
+            Busy: The compute queue is full.
+        """
+        expert = self.get(uid)
+        module, generation, weights = expert.module, expert.generation, expert.weights
+        # What came over the wire is read-only memory, which torch cannot wrap.
+        features = torch.from_numpy(features_BD if features_BD.flags.writeable else features_BD.copy())
+        output_BC = await self._compute.run(probabilities, module, features.to(self._device))
+        return Answer(
+            probabilities=output_BC.cpu().numpy(),
+            classes=expert.classes,
+            generation=generation,
+            weights=weights,
+        )
+
+    async def adopt(
+        self, uid: ExpertUid, classes: tuple[str, ...], architecture: Architecture, weights: bytes | None
+    ) -> HostedExpert:
+        """Host an expert from now on: with the given weights, or with the initial ones that its uid determines."""
+        module = architecture.build(uid)
+        if weights is not None:
+            load_weights(module, weights)
+        self._state.add_expert(uid, architecture=architecture.to_config(), classes=classes)
+        expert = HostedExpert(
+            uid=uid,
+            classes=classes,
+            architecture=architecture,
+            module=module,
+            generation=0,
+            weights=Digest(""),
+        )
+        await self._commit(expert, flat_parameters(module).numpy(), cause="adopted" if weights else "initial")
+        self._experts[uid] = expert
+        return expert
+
+    async def begin_training(self, uid: ExpertUid) -> bytes:
+        """Weights to start a training run from; deltas committed from now on are that run's to take in."""
+        expert = self.get(uid)
+        async with expert.changed:  # a commit under way belongs to these weights
+            expert.deltas = []
+            return weights_to_bytes(expert.module)
+
+    def end_training(self, uid: ExpertUid) -> None:
+        """The run is over or lost; its last checkpoint stands."""
+        if uid in self._experts:
+            self._experts[uid].deltas = None
+
+    async def checkpoint(self, uid: ExpertUid, vector: np.ndarray, *, deltas_applied: int, steps: int) -> None:
+        """Commit what the trainer has reached.
+
+        Args:
+            vector: Flat parameters, float32 ``(P,)``.
+            deltas_applied: How many of this run's deltas the trainer had added by then.
+            steps: Steps of the run so far.
+        """
+        expert = self.get(uid)
+        async with expert.changed:
+            missed = (expert.deltas or [])[deltas_applied:]
+            await self._commit(expert, vector + sum(missed, np.zeros_like(vector)), cause="trained", steps=steps)
+            expert.dirty = True
+
+    async def apply_delta(self, uid: ExpertUid, delta: np.ndarray) -> None:
+        """Commit the outcome of a round: the group's mean minus the snapshot that went into it, float32 ``(P,)``."""
+        expert = self.get(uid)
+        async with expert.changed:
+            if expert.deltas is not None:
+                expert.deltas.append(delta)
+            await self._commit(expert, self.snapshot(uid) + delta, cause="averaged")
+            expert.dirty = False
+
+    def snapshot(self, uid: ExpertUid) -> np.ndarray:
+        """The served parameters as one vector, float32 ``(P,)``."""
+        return np.asarray(flat_parameters(self.get(uid).module).numpy())
+
+    async def _commit(self, expert: HostedExpert, vector: np.ndarray, *, cause: str, steps: int = 0) -> None:
+        """Write a generation, then serve it: what is advertised can be served, and survives a kill."""
+        module = expert.architecture.build(expert.uid)
+        load_flat(module, torch.from_numpy(vector))
+        data = weights_to_bytes(module)
+        module.to(self._device)
+        generation = await asyncio.to_thread(self._state.commit_generation, expert.uid, data, cause=cause, steps=steps)
+        expert.module, expert.generation, expert.weights = module, generation.number, generation.digest
+        self.changed.set()

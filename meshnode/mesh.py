@@ -1,0 +1,101 @@
+"""The mesh a node belongs to: its spec and trunk, pulled once by digest from any peer that has them.
+
+A spec is made once, by `meshnode init --mesh`, and never changes; its digest is the mesh's id. A node without one asks
+whoever it meets which mesh they are in.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experts.errors import ExpertsError
+from experts.trunk.base import Trunk
+from experts.trunk.codec import trunk_from_bytes
+from meshnode.blobs import fetch_blob
+from meshnode.state.state import State
+from meshnode.transport.interface import Transport
+from protocol.errors import MalformedMessage, MeshMismatch, ModuleMeshError
+from protocol.framing import Frame
+from protocol.identifiers import Digest, MeshId, PeerId
+from protocol.messages import Hello, HelloReply
+from protocol.spec import MeshSpec, decode_spec
+
+__all__ = ["MESH_SETTING", "Mesh", "load_mesh", "pull_mesh"]
+
+MESH_SETTING = "mesh_id"
+"""The ledger's setting that says which mesh this home belongs to."""
+
+LOOK_AGAIN_S = 0.5
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mesh:
+    """What every node of a mesh shares."""
+
+    mesh_id: MeshId
+    spec: MeshSpec
+    trunk: Trunk
+
+
+def load_mesh(state: State) -> Mesh | None:
+    """The mesh this home belongs to, from its own blobs; None before it belongs to any."""
+    mesh_id = state.get_setting(MESH_SETTING)
+    if mesh_id is None:
+        return None
+    spec = decode_spec(state.blobs.get(Digest(mesh_id)))
+    return Mesh(mesh_id=MeshId(mesh_id), spec=spec, trunk=trunk_from_bytes(state.blobs.get(spec.trunk)))
+
+
+async def pull_mesh(
+    state: State, transport: Transport, *, wanted: MeshId | None, timeout_s: float
+) -> tuple[Mesh, PeerId]:
+    """Ask connected peers for their mesh, for as long as it takes, and pull spec and trunk from one of them.
+
+    Args:
+        wanted: The only mesh to take; None takes the first one met.
+        timeout_s: Deadline of each call.
+
+    Returns:
+        The mesh, kept in `state` from now on, and the peer it came from.
+    """
+    refused: set[PeerId] = set()
+    while True:
+        for peer_id in _new(await transport.connected_peers(), refused):
+            try:
+                mesh_id = await _mesh_of(transport, peer_id, wanted=wanted, timeout_s=timeout_s)
+                if mesh_id is not None:
+                    return await _pull(state, transport, peer_id, mesh_id, timeout_s=timeout_s), peer_id
+            except MeshMismatch as mismatch:
+                log.warning("peer %s: %s", peer_id, mismatch)
+                refused.add(peer_id)
+            except (ModuleMeshError, ExpertsError) as failure:
+                log.debug("no mesh from peer %s yet: %s", peer_id, failure)
+        await asyncio.sleep(LOOK_AGAIN_S)
+
+
+def _new(peer_ids: Sequence[PeerId], refused: set[PeerId]) -> list[PeerId]:
+    return [peer_id for peer_id in peer_ids if peer_id not in refused]
+
+
+async def _mesh_of(transport: Transport, peer_id: PeerId, *, wanted: MeshId | None, timeout_s: float) -> MeshId | None:
+    reply = await transport.call(peer_id, Frame(message=Hello(mesh_id=wanted)), timeout_s=timeout_s)
+    if not isinstance(reply.message, HelloReply):
+        raise MalformedMessage("HelloReply", reason="a peer's greeting was not returned")
+    if wanted is not None and reply.message.mesh_id not in (wanted, None):
+        raise MeshMismatch(wanted, reply.message.mesh_id)
+    return reply.message.mesh_id
+
+
+async def _pull(state: State, transport: Transport, peer_id: PeerId, mesh_id: MeshId, *, timeout_s: float) -> Mesh:
+    """Both blobs are kept before the setting is, so a kill in between only means pulling again."""
+    spec_data = await fetch_blob(transport, peer_id, Digest(mesh_id), timeout_s=timeout_s)
+    spec = decode_spec(spec_data)
+    trunk_data = await fetch_blob(transport, peer_id, spec.trunk, timeout_s=timeout_s)
+    trunk = await asyncio.to_thread(trunk_from_bytes, trunk_data)
+    for data in (spec_data, trunk_data):
+        await asyncio.to_thread(state.blobs.put, data)
+    state.set_setting(MESH_SETTING, mesh_id)
+    return Mesh(mesh_id=mesh_id, spec=spec, trunk=trunk)

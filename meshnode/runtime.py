@@ -1,0 +1,191 @@
+"""A node's part in its mesh: everything that needs the mesh's spec and trunk, put together and run."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import numpy as np
+
+from experts.modules import MlpArchitecture
+from experts.router.ridge import RouterConfig
+from meshnode.advertiser import Advertiser
+from meshnode.averaging.averager import Averager, AveragerConfig
+from meshnode.compute import Compute
+from meshnode.config import NodeConfig
+from meshnode.contributions import Contributions
+from meshnode.device import Device
+from meshnode.directory import Directory
+from meshnode.home import Home
+from meshnode.hosting import ExpertHost
+from meshnode.inference import RoutedInference
+from meshnode.mesh import Mesh
+from meshnode.state.state import State
+from meshnode.trainer.service import LEARNED, Trainer, TrainerParts
+from meshnode.transport.interface import Transport
+from protocol.identifiers import ExpertUid
+from protocol.records import ExpertAdvert, PeerRecord
+from protocol.signing import SigningKey
+from protocol.spec import RouterSettings
+
+__all__ = ["MeshRuntime", "router_config"]
+
+COLLECT_GARBAGE_S = 60.0
+"""Seconds between removals of generations and statistics that were superseded."""
+
+Service = Callable[[], Coroutine[Any, Any, None]]
+
+
+def router_config(settings: RouterSettings) -> RouterConfig:
+    """How the mesh's spec says the router is solved."""
+    return RouterConfig(
+        kappa=settings.kappa,
+        tau=settings.tau,
+        top_k=settings.top_k,
+        ridge=settings.ridge,
+        prior=settings.prior,
+        renormalise=settings.renormalise,
+    )
+
+
+class MeshRuntime:
+    """The services of one mesh; `start` once, then `run` until it is cancelled.
+
+    Args:
+        home: Where the trainer keeps its files.
+        config: The node's settings.
+        state: What must survive.
+        transport: Reaches the peers.
+        key: Signs this node's records and contributions.
+        mesh: Spec and trunk.
+        compute: The thread torch runs in.
+        device: What torch computes on.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - a composition root: what the node already has
+        self,
+        home: Home,
+        config: NodeConfig,
+        state: State,
+        transport: Transport,
+        key: SigningKey,
+        mesh: Mesh,
+        compute: Compute,
+        device: Device,
+    ) -> None:
+        self._config = config
+        self._state = state
+        self._transport = transport
+        self.mesh = mesh
+        self.directory = Directory(transport, mesh.mesh_id, refresh_s=config.net.refresh_s)
+        self.host = ExpertHost(state, compute, device=device.used)
+        self.contributions = Contributions(state, compute, mesh.mesh_id, router_config(mesh.spec.router))
+        self.advertiser = Advertiser(
+            transport, key, self._describe, ttl_s=config.net.record_ttl_s, published=self.directory.take
+        )
+        self.inference = RoutedInference(
+            mesh, lambda: self.contributions.view, self.directory, transport, compute, self.host
+        )
+        self.trainer = Trainer(
+            TrainerParts(
+                mesh=mesh,
+                state=state,
+                host=self.host,
+                contributions=self.contributions,
+                directory=self.directory,
+                transport=transport,
+                key=key,
+            ),
+            config.train,
+            home.trainer,
+            device=device.used,
+            threads=config.compute.threads or 1,
+            call_timeout_s=config.net.call_timeout_s,
+        )
+        self.averager = Averager(
+            transport,
+            self.directory,
+            self.host,
+            AveragerConfig(period_s=config.average.every_s, timeout_s=config.average.timeout_s),
+            apply=self._apply_delta,
+        )
+
+    async def start(self) -> None:
+        """Take up what the state holds and say so to the mesh; from here on the experts can be served."""
+        await self.host.load()
+        await self.contributions.load(now_s=self._transport.now_s())
+        await self.advertiser.publish()
+
+    async def run(self) -> None:
+        """Run every service for ever. A service that fails ends them all: a half-dead node helps nobody."""
+        async with asyncio.TaskGroup() as services:
+            for name, service in self._services().items():
+                services.create_task(service(), name=name)
+
+    def _services(self) -> Mapping[str, Service]:
+        services: dict[str, Service] = {
+            "directory": self.directory.run,
+            "advertiser": self.advertiser.run,
+            "router": self._keep_router,
+            "housekeeping": self._keep_house,
+            "announcements": self._announce_changes,
+        }
+        if self._config.train.enabled:
+            services["trainer"] = self.trainer.run
+        if self._config.average.enabled:
+            services["averager"] = self.averager.run
+        return services
+
+    def architecture_of(self, advert: ExpertAdvert) -> MlpArchitecture:
+        """The architecture that an advert of this mesh names."""
+        return MlpArchitecture(
+            feature_dim=self.mesh.spec.feature_dim, hidden=advert.hidden, num_classes=len(advert.classes)
+        )
+
+    def learned_tasks(self) -> list[str]:
+        """Names of the task files this node has learned, in the order it learned them."""
+        rows = [row for row in self._state.ledger.tasks() if row.state == LEARNED]
+        return [row.name for row in sorted(rows, key=lambda row: row.learned_at or 0.0)]
+
+    async def leave(self) -> None:
+        """Tell the mesh that this node stops."""
+        await self.advertiser.publish(leaving=True)
+
+    async def _keep_router(self) -> None:
+        """Take in what peers contributed, whenever the directory has been read."""
+        while True:
+            await self.directory.refreshed.wait()
+            self.directory.refreshed.clear()
+            before = self.contributions.index
+            await self.contributions.pull(self._transport, self.directory, timeout_s=self._config.net.call_timeout_s)
+            await self.contributions.solve()
+            if self.contributions.index != before:
+                self.advertiser.changed()
+
+    async def _announce_changes(self) -> None:
+        while True:
+            await self.host.changed.wait()
+            self.host.changed.clear()
+            self.advertiser.changed()
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(COLLECT_GARBAGE_S)
+            await asyncio.to_thread(self._state.collect_garbage)
+
+    async def _apply_delta(self, uid: ExpertUid, delta: np.ndarray) -> None:
+        """A committed round changes the served replica and, if it is being trained, the training run."""
+        await self.host.apply_delta(uid, delta)
+        await self.trainer.add_delta(uid, delta)
+
+    def _describe(self, issued_at: float, expires_at: float, leaving: bool) -> PeerRecord:
+        served = self.host.experts.values() if self._config.serve.enabled else ()
+        return PeerRecord(
+            mesh_id=self.mesh.mesh_id,
+            peer_id=self._transport.peer_id,
+            peer_name=self._config.node.name,
+            issued_at=issued_at,
+            expires_at=expires_at,
+            leaving=leaving,
+            experts=tuple(sorted((expert.advert() for expert in served), key=lambda advert: advert.uid)),
+            contributions=self.contributions.index,
+        )

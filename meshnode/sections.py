@@ -1,0 +1,223 @@
+"""The sections of a node's settings: each setting with its default, its range and the reason for both.
+
+Spans carry their unit: as they are written, ``refresh = "5s"``; as attributes, in their name, ``refresh_s``.
+"""
+
+import platform
+import re
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import multiaddr
+import multiaddr.exceptions
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from meshnode.units import parse_duration_s
+from protocol.addresses import parse_address
+from protocol.errors import MalformedAddress, MalformedIdentifier
+from protocol.identifiers import MeshId, parse_digest
+from protocol.limits import MAX_NAME_CHARS, MAX_RECORD_TTL_S
+
+__all__ = [
+    "ApiSection",
+    "AverageSection",
+    "ComputeSection",
+    "LogSection",
+    "MeshSection",
+    "NetSection",
+    "NodeSection",
+    "ServeSection",
+    "TrainSection",
+]
+
+_DAY_S = 86_400.0
+
+
+def _seconds(value: object) -> object:
+    return parse_duration_s(value) if isinstance(value, str) else value
+
+
+def _listed(value: object) -> object:
+    """A list may be given as text with commas, the only form the environment has."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _node_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value) or len(value) > MAX_NAME_CHARS:
+        raise ValueError(f"a name has 1 to {MAX_NAME_CHARS} letters, digits, dots, dashes and underscores")
+    return value
+
+
+def _default_name() -> str:
+    host = platform.node().partition(".")[0]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", host).strip("-_")[:MAX_NAME_CHARS] or "node"
+
+
+def _host(value: str) -> str:
+    ip_address(value)
+    return value
+
+
+def _host_and_port(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ValueError("HOST:PORT is expected, such as 127.0.0.1:0")
+    ip_address(host.removeprefix("[").removesuffix("]") if host.startswith("[") else host)
+    return value
+
+
+def _peer_address(value: str) -> str:
+    try:
+        return str(parse_address(value))
+    except MalformedAddress as exc:
+        raise ValueError(exc.message) from exc
+
+
+def _own_address(value: str) -> str:
+    try:
+        return str(multiaddr.Multiaddr(value))
+    except (multiaddr.exceptions.Error, ValueError, LookupError) as exc:
+        raise ValueError("a multiaddress is expected, such as /ip4/203.0.113.7/tcp/31337") from exc
+
+
+def _mesh_id(value: str) -> MeshId:
+    try:
+        return MeshId(parse_digest(value))
+    except MalformedIdentifier as exc:
+        raise ValueError(exc.message) from exc
+
+
+def _folder(value: Path) -> Path:
+    return value.expanduser().absolute()
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=_DAY_S)]
+PeerAddresses = Annotated[tuple[Annotated[str, AfterValidator(_peer_address)], ...], BeforeValidator(_listed)]
+OwnAddresses = Annotated[tuple[Annotated[str, AfterValidator(_own_address)], ...], BeforeValidator(_listed)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NodeSection(_Section):
+    """Who this node is to people."""
+
+    name: Annotated[str, AfterValidator(_node_name)] = Field(default_factory=_default_name)
+    """Shown to other peers; need not be unique. The machine's name unless set."""
+
+
+class NetSection(_Section):
+    """How this node reaches its peers and they it."""
+
+    listen: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
+    """IP address to listen on. Loopback unless set: to be seen by other machines is a choice."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """TCP port to listen on; 0 takes any that is free."""
+    join: PeerAddresses = ()
+    """Multiaddresses, with ``/p2p/<peer id>``, of peers to connect to; any one of them is enough."""
+    announce: OwnAddresses = ()
+    """Multiaddresses at which peers reach this node, where it listens on others (behind a router)."""
+    refresh_s: Seconds = Field(default=5.0, alias="refresh")
+    """How often the records of the mesh are read again, hence how late a change elsewhere is noticed."""
+    record_ttl_s: Seconds = Field(default=60.0, alias="record_ttl", le=MAX_RECORD_TTL_S)
+    """A dead node is advertised for this long. Renewed at a third of it, so that two renewals may fail."""
+    call_timeout_s: Seconds = Field(default=5.0, alias="call_timeout")
+    """How long a peer may be silent in a call."""
+
+    @model_validator(mode="after")
+    def _records_are_read_before_they_expire(self) -> Self:
+        if self.refresh_s >= self.record_ttl_s:
+            raise ValueError("refresh must be shorter than record_ttl")
+        return self
+
+
+class MeshSection(_Section):
+    """Which mesh this node belongs to."""
+
+    id: Annotated[str, AfterValidator(_mesh_id)] | None = None
+    """Digest of the mesh's spec; None joins the mesh of the first peer that has one."""
+
+
+class ComputeSection(_Section):
+    """What this node computes on."""
+
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda:\d{1,3})$")
+    """``auto`` (a GPU if there is one), ``cpu`` or ``cuda:N``."""
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    """CPU threads of one process's tensor operations; None leaves it to torch."""
+    require_gpu: bool = False
+    """Fail rather than compute on the CPU."""
+
+    @model_validator(mode="after")
+    def _does_not_contradict_itself(self) -> Self:
+        if self.require_gpu and self.device == "cpu":
+            raise ValueError('require_gpu contradicts device = "cpu"')
+        return self
+
+
+class TrainSection(_Section):
+    """How this node learns. Defaults are the measured ones of the small-expert setting."""
+
+    enabled: bool = True
+    data: Annotated[Path, AfterValidator(_folder)] | None = None
+    """Folder of task files (``*.npz``), learned in the order of their names; None: nothing to learn from."""
+    teacher_epochs: int = Field(default=12, ge=1, le=10_000)
+    """Passes over a task's data when its teacher is trained."""
+    steps: int = Field(default=1900, ge=1, le=10_000_000)
+    """Distillation steps an expert takes for one task."""
+    batch_size: int = Field(default=32, ge=1, le=65_536)
+    """Images a step."""
+    learning_rate: float = Field(default=0.05, gt=0, le=10)
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """Share of the labels in the loss; the rest is the teacher's."""
+    temperature: float = Field(default=2.0, gt=0, le=1000)
+    """T of the softened classes."""
+    gamma: float = Field(default=1.0, ge=0, le=1000)
+    """Weight of the replay term, that keeps an updated expert at what it answered before."""
+    replay_samples: int = Field(default=200, ge=0, le=1_000_000)
+    """Images kept of the past; they never leave this machine."""
+    round_steps: int = Field(default=50, ge=1, le=10_000_000)
+    """Steps between two checkpoints: what a crash of the trainer can lose, and what averaging sees."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of every random choice in training."""
+
+
+class AverageSection(_Section):
+    """How replicas of one expert become one again."""
+
+    enabled: bool = True
+    every_s: Seconds = Field(default=10.0, alias="every")
+    """Period of the rounds. All nodes of a mesh must have the same: it makes the round's number."""
+    timeout_s: Seconds = Field(default=5.0, alias="timeout")
+    """A round is given up after this; shorter than the period, or rounds would overlap."""
+
+    @model_validator(mode="after")
+    def _rounds_do_not_overlap(self) -> Self:
+        if self.timeout_s >= self.every_s:
+            raise ValueError("timeout must be shorter than every")
+        return self
+
+
+class ServeSection(_Section):
+    """How this node answers for the experts it hosts."""
+
+    enabled: bool = True
+    queue: int = Field(default=256, ge=1, le=100_000)
+    """Requests that may wait for the processor; those beyond are told to come back later."""
+    timeout_s: Seconds = Field(default=5.0, alias="timeout")
+    """Deadline of one routed answer, unless its caller names another."""
+
+
+class ApiSection(_Section):
+    """The HTTP API for people and programs on this machine."""
+
+    listen: Annotated[str, AfterValidator(_host_and_port)] = "127.0.0.1:0"
+    """``HOST:PORT`` or ``[IPv6]:PORT``; port 0 takes any that is free, which ``daemon.json`` tells."""
+
+
+class LogSection(_Section):
+    """What is told on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"

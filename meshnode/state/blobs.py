@@ -1,0 +1,153 @@
+"""Immutable bytes by digest, one file each: weights, statistics, trunks, mesh specs.
+
+A file appears under its name only whole and on the disk. What is read is checked against its name, so bytes
+that the disk has changed are never taken for what was stored.
+"""
+
+import threading
+from collections.abc import Collection
+from pathlib import Path
+
+from meshnode.home import TEMP_SUFFIX, sync_folder, write_atomically
+from protocol.errors import BlobCorrupt, MalformedIdentifier, UnknownBlob
+from protocol.identifiers import Digest, digest_of, parse_digest
+
+__all__ = ["BlobStore", "is_digest"]
+
+
+class BlobStore:
+    """The blobs in one existing folder. Safe to use from several threads of one process.
+
+    Every method that takes a digest raises MalformedIdentifier for text that is none: what a peer sends as a
+    digest can never become another path.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._changing = threading.Lock()
+        self._recent: set[Digest] = set()
+
+    def put(self, data: bytes) -> Digest:
+        """Store ``data`` and return its digest; when this returns, the bytes are on the disk.
+
+        A stored copy that has become corrupt is replaced.
+
+        Raises:
+            OSError: The disk is full or fails; nothing is stored then.
+        """
+        digest = digest_of(data)
+        with self._changing:
+            self._recent.add(digest)
+            if self.is_whole(digest):
+                sync_folder(self._path)  # its writer may have been killed between the rename and this
+            else:
+                write_atomically(self._path / digest, data)
+        return digest
+
+    def get(self, digest: Digest) -> bytes:
+        """The bytes of this digest.
+
+        Raises:
+            UnknownBlob: None are stored.
+            BlobCorrupt: What the disk gives is not what was put. It stays where it is, until a `put` of the
+                right bytes replaces it.
+        """
+        try:
+            data = self._file(digest).read_bytes()
+        except FileNotFoundError as exc:
+            raise UnknownBlob(digest) from exc
+        except OSError as exc:
+            raise BlobCorrupt(digest) from exc
+        if digest_of(data) != digest:
+            raise BlobCorrupt(digest)
+        return data
+
+    def has(self, digest: Digest) -> bool:
+        """Whether a blob of this digest is stored, whole or not."""
+        return self._file(digest).is_file()
+
+    def is_whole(self, digest: Digest) -> bool:
+        """Whether `get` would return; it costs as much."""
+        try:
+            self.get(digest)
+        except (UnknownBlob, BlobCorrupt):
+            return False
+        return True
+
+    def size(self, digest: Digest) -> int:
+        """Length of the stored blob in bytes. Raises UnknownBlob if there is none."""
+        try:
+            return self._file(digest).stat().st_size
+        except FileNotFoundError as exc:
+            raise UnknownBlob(digest) from exc
+
+    def read_range(self, digest: Digest, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes from ``offset`` on, none past the end. Not checked: only the whole can be.
+
+        Args:
+            digest: The blob.
+            offset: First byte, at least 0.
+            length: At least 0; the caller bounds it.
+
+        Raises:
+            UnknownBlob: None is stored.
+            BlobCorrupt: The disk does not give it.
+        """
+        try:
+            with self._file(digest).open("rb") as file:
+                file.seek(offset)
+                return file.read(length)
+        except FileNotFoundError as exc:
+            raise UnknownBlob(digest) from exc
+        except OSError as exc:
+            raise BlobCorrupt(digest) from exc
+
+    def delete(self, digest: Digest) -> None:
+        """Forget a blob; nothing to do if there is none."""
+        with self._changing:
+            self._delete(digest)
+
+    def digests(self) -> tuple[Digest, ...]:
+        """Of every stored blob, sorted; files of other names are none of ours."""
+        return tuple(sorted(Digest(file.name) for file in self._path.iterdir() if is_digest(file.name)))
+
+    def sweep(self) -> None:
+        """Remove what writes that a kill interrupted have left. Only while no other process writes here."""
+        for file in self._path.glob(f".*{TEMP_SUFFIX}"):
+            file.unlink(missing_ok=True)
+
+    def collect(self, referenced: Collection[Digest], *, superseded: Collection[Digest]) -> tuple[Digest, ...]:
+        """Delete blobs that nothing refers to any more.
+
+        A blob put since this store was made is spared although nothing refers to it yet, for its reference
+        may be about to be written; unless it is ``superseded``: then its reference is known to be gone.
+
+        Args:
+            referenced: Digests to keep in any case.
+            superseded: Digests that were referred to until now.
+
+        Returns:
+            What was deleted, sorted.
+        """
+        with self._changing:
+            spared = self._recent.difference(superseded).union(referenced)
+            deleted = tuple(digest for digest in self.digests() if digest not in spared)
+            for digest in deleted:
+                self._delete(digest)
+        return deleted
+
+    def _delete(self, digest: Digest) -> None:
+        self._file(digest).unlink(missing_ok=True)
+        self._recent.discard(digest)
+
+    def _file(self, digest: Digest) -> Path:
+        return self._path / parse_digest(digest)
+
+
+def is_digest(text: str) -> bool:
+    """Whether ``text`` has the form of a digest."""
+    try:
+        parse_digest(text)
+    except MalformedIdentifier:
+        return False
+    return True

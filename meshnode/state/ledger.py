@@ -1,0 +1,278 @@
+"""The ledger: what the node hosts, has learned, and has been told, in SQLite.
+
+Every write is one transaction that is on the disk when the method returns (WAL, ``synchronous=FULL``). The
+ledger names blobs by digest and never holds their bytes.
+"""
+
+import contextlib
+import errno
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from meshnode.errors import StateTooNew, StateUnreadable
+from meshnode.state.rows import ContributionRow, ExpertRow, Generation, TaskRow
+from protocol.errors import UnknownExpert
+from protocol.identifiers import Digest, ExpertUid
+
+__all__ = ["Ledger", "SCHEMA_VERSION"]
+
+SCHEMA_VERSION: Final = 1
+
+_SCHEMA: Final = (
+    "CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
+    """CREATE TABLE experts (
+        uid TEXT PRIMARY KEY,
+        kind TEXT NOT NULL,
+        architecture TEXT NOT NULL, -- JSON object
+        classes TEXT NOT NULL       -- JSON array
+    ) STRICT""",
+    """CREATE TABLE generations (
+        uid TEXT NOT NULL REFERENCES experts (uid) ON DELETE CASCADE,
+        number INTEGER NOT NULL,
+        digest TEXT NOT NULL,
+        cause TEXT NOT NULL,
+        parent_digest TEXT,
+        created_at REAL NOT NULL,   -- Unix seconds
+        steps INTEGER NOT NULL,
+        PRIMARY KEY (uid, number)
+    ) STRICT""",
+    """CREATE TABLE contributions (
+        peer_id TEXT NOT NULL,
+        task TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        sealed BLOB NOT NULL,
+        statistics TEXT NOT NULL,   -- digest
+        PRIMARY KEY (peer_id, task)
+    ) STRICT""",
+    """CREATE TABLE tasks (
+        name TEXT PRIMARY KEY,
+        digest TEXT NOT NULL,
+        state TEXT NOT NULL,
+        learned_at REAL             -- Unix seconds
+    ) STRICT""",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+
+
+class Ledger:
+    """The ledger in one file, between `open` and `close`. Safe to use from several threads of one process.
+
+    Reads and writes raise OSError if the disk is full or fails, a write having changed nothing then, and
+    StateUnreadable if the file turns out to be damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+
+    def open(self) -> Self:
+        """Open the file, or make it, and check it through.
+
+        Raises:
+            StateTooNew: A later version of this program wrote it; it was not touched.
+            StateUnreadable: It is damaged, is no ledger, or may not be opened.
+        """
+        try:
+            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as exc:
+            raise StateUnreadable(self._path, str(exc)) from exc
+        try:
+            self._prepare(connection)
+        except sqlite3.DatabaseError as exc:
+            connection.close()
+            raise StateUnreadable(self._path, str(exc)) from exc
+        except (StateTooNew, StateUnreadable):
+            connection.close()
+            raise
+        self._connection = connection
+        return self
+
+    def close(self) -> None:
+        """Close the file; a second time does nothing."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def setting(self, key: str) -> str | None:
+        """The value last set, or None."""
+        rows = self._rows("SELECT value FROM settings WHERE key = ?", key)
+        return rows[0]["value"] if rows else None
+
+    def set_setting(self, key: str, value: str) -> None:
+        """Remember ``value`` under ``key``."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
+
+    def settings(self) -> dict[str, str]:
+        """All settings, sorted by key."""
+        return {row["key"]: row["value"] for row in self._rows("SELECT * FROM settings ORDER BY key")}
+
+    def add_expert(self, expert: ExpertRow) -> None:
+        """Host an expert. One that is hosted stays as it is: its uid stands for all that is written here."""
+        values = (expert.uid, expert.kind, _to_json(expert.architecture), _to_json(expert.classes))
+        with self._transaction() as db:
+            db.execute("INSERT INTO experts VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
+
+    def experts(self) -> tuple[ExpertRow, ...]:
+        """All hosted experts, sorted by uid."""
+        return tuple(
+            ExpertRow(
+                uid=row["uid"],
+                architecture=json.loads(row["architecture"]),
+                classes=tuple(json.loads(row["classes"])),
+            )
+            for row in self._rows("SELECT * FROM experts ORDER BY uid")
+        )
+
+    def add_generation(
+        self,
+        uid: ExpertUid,
+        digest: Digest,
+        *,
+        cause: str,
+        parent: Digest | None,
+        created_at: float,
+        steps: int,
+    ) -> Generation:
+        """Write the expert's next generation, whose blob is stored already.
+
+        Raises:
+            UnknownExpert: The expert is not hosted here.
+        """
+        with self._transaction() as db:
+            if not db.execute("SELECT 1 FROM experts WHERE uid = ?", (uid,)).fetchone():
+                raise UnknownExpert(uid)
+            (newest,) = db.execute("SELECT max(number) FROM generations WHERE uid = ?", (uid,)).fetchone()
+            generation = Generation(
+                uid=uid,
+                number=(newest or 0) + 1,
+                digest=digest,
+                cause=cause,
+                parent=parent,
+                created_at=created_at,
+                steps=steps,
+            )
+            db.execute(
+                "INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (uid, generation.number, digest, cause, parent, created_at, steps),
+            )
+        return generation
+
+    def generations(self, uid: ExpertUid) -> tuple[Generation, ...]:
+        """What is kept of an expert, the newest first; empty for one that is not hosted."""
+        rows = self._rows("SELECT * FROM generations WHERE uid = ? ORDER BY number DESC", uid)
+        return tuple(
+            Generation(
+                uid=uid,
+                number=row["number"],
+                digest=row["digest"],
+                cause=row["cause"],
+                parent=row["parent_digest"],
+                created_at=row["created_at"],
+                steps=row["steps"],
+            )
+            for row in rows
+        )
+
+    def drop_generations(self, uid: ExpertUid, *, below: int) -> None:
+        """Forget the expert's generations with numbers lower than ``below``."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM generations WHERE uid = ? AND number < ?", (uid, below))
+
+    def add_contribution(self, row: ContributionRow) -> bool:
+        """Write a contribution over an older version of the same peer and task.
+
+        Returns:
+            Whether it was written; False if this version or a newer one is held.
+        """
+        with self._transaction() as db:
+            written = db.execute(
+                """INSERT INTO contributions VALUES (?, ?, ?, ?, ?)
+                ON CONFLICT (peer_id, task) DO UPDATE
+                SET version = excluded.version, sealed = excluded.sealed, statistics = excluded.statistics
+                WHERE excluded.version > contributions.version""",
+                (row.peer_id, row.task, row.version, row.sealed, row.statistics),
+            )
+            return written.rowcount > 0
+
+    def contributions(self) -> tuple[ContributionRow, ...]:
+        """All contributions, sorted by peer and task."""
+        return tuple(ContributionRow(**row) for row in self._rows("SELECT * FROM contributions ORDER BY peer_id, task"))
+
+    def put_task(self, row: TaskRow) -> None:
+        """Write how far a task has come, over what was written of it before."""
+        with self._transaction() as db:
+            values = (row.name, row.digest, row.state, row.learned_at)
+            db.execute("INSERT OR REPLACE INTO tasks VALUES (?, ?, ?, ?)", values)
+
+    def tasks(self) -> tuple[TaskRow, ...]:
+        """All tasks, sorted by name."""
+        return tuple(TaskRow(**row) for row in self._rows("SELECT * FROM tasks ORDER BY name"))
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.row_factory = sqlite3.Row
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise StateTooNew(self._path, found=version, supported=SCHEMA_VERSION)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        if version == 0:
+            # One transaction, the version in it: a kill in between leaves a file that still counts as empty.
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA:
+                connection.execute(statement)
+            connection.execute("COMMIT")
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise StateUnreadable(self._path, verdict)
+
+    def _rows(self, query: str, *values: str) -> list[dict[str, Any]]:
+        with self._translated() as db:
+            return [dict(row) for row in db.execute(query, values)]
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All that the block writes, or nothing of it."""
+        with self._translated() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            finally:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[sqlite3.Connection]:
+        """The connection, alone; SQLite's errors become those the class promises."""
+        with self._lock:
+            assert self._connection is not None, "the ledger is not open"
+            try:
+                yield self._connection
+            except sqlite3.OperationalError as exc:
+                full = exc.sqlite_errorcode == sqlite3.SQLITE_FULL
+                raise OSError(errno.ENOSPC if full else errno.EIO, f"{self._path}: {exc}") from exc
+            except sqlite3.IntegrityError:
+                raise  # a bug of ours: the file is as good as before
+            except sqlite3.DatabaseError as exc:
+                raise StateUnreadable(self._path, str(exc)) from exc
+
+
+def _to_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,69 @@
+"""The rows of the ledger."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from protocol.identifiers import Digest, ExpertUid, PeerId
+
+__all__ = ["ContributionRow", "ExpertRow", "Generation", "TaskRow"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertRow:
+    """An expert this node hosts."""
+
+    uid: ExpertUid
+    architecture: Mapping[str, object]
+    """A JSON object from which its module can be built; ``kind`` names the form."""
+    classes: tuple[str, ...]
+    """What it answers for, in the order of its module's columns."""
+
+    @property
+    def kind(self) -> str:
+        """The registry name of its architecture."""
+        return str(self.architecture["kind"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """One state of one expert's weights; never changed once written."""
+
+    uid: ExpertUid
+    number: int
+    """Counts up from 1 on this node, without ever going back."""
+    digest: Digest
+    """Of the blob with the weights."""
+    cause: str
+    """What made it: "initial", "adopted", "trained", "averaged"."""
+    parent: Digest | None
+    """Weights it was made from; None for the first."""
+    created_at: float
+    """Unix seconds."""
+    steps: int
+    """Training steps behind it, in the run that made it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContributionRow:
+    """What one peer's data of one task adds to the router."""
+
+    peer_id: PeerId
+    task: str
+    version: int
+    sealed: bytes
+    """The contribution as its peer signed it."""
+    statistics: Digest
+    """Of the blob with the class statistics."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskRow:
+    """A task file the node was given to learn."""
+
+    name: str
+    digest: Digest
+    """Of the file: the same name with other content is to be learned again."""
+    state: str
+    """How far it has come, in the trainer's words."""
+    learned_at: float | None
+    """Unix seconds; None before it is learned."""

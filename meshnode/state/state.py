@@ -1,0 +1,223 @@
+"""A node's memory: ledger and blobs together, written in the order that makes every kill harmless.
+
+A blob is on the disk before the row that names it, and a row is gone before the blob it named is. A kill can
+leave a blob without a row, which is waste and no damage, but never a row without its blob.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Final, Self
+
+from meshnode.home import Home
+from meshnode.state.blobs import BlobStore, is_digest
+from meshnode.state.ledger import Ledger
+from meshnode.state.rows import ContributionRow, ExpertRow, Generation
+from protocol.errors import BlobCorrupt, MalformedSpec, UnknownBlob, UnknownExpert
+from protocol.identifiers import Digest, ExpertUid, digest_of
+from protocol.records import RouterContribution
+from protocol.spec import decode_spec
+
+__all__ = ["KEPT_GENERATIONS", "State"]
+
+KEPT_GENERATIONS: Final = 3
+"""Whole generations kept of an expert: the newest, and two to fall back to."""
+
+log = logging.getLogger(__name__)
+
+
+class State:
+    """The state in a home, between `open` and `close`, for the process that holds the home's lock.
+
+    Safe to use from several threads. Writes raise OSError if the disk is full or fails; what was there before
+    then still stands. They wait for the disk, so an event loop leaves them to a thread.
+
+    Attributes:
+        blobs: Immutable bytes by digest. A blob outlives a restart only if something names it: a generation,
+            a contribution, a task, a setting whose value is its digest; or, for a trunk, a spec so named.
+        ledger: Everything else.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._changing = threading.Lock()
+        self._superseded: set[Digest] = set()
+        self.blobs = BlobStore(home.blobs)
+        self.ledger = Ledger(home.ledger)
+
+    def open(self) -> Self:
+        """Open the state, made empty if the home has none, and remove what interrupted writes have left.
+
+        Raises:
+            StateTooNew: A later version of this program wrote it.
+            StateUnreadable: The ledger is damaged.
+        """
+        self._home.create()
+        self.blobs.sweep()
+        self.ledger.open()
+        return self
+
+    def close(self) -> None:
+        """Close the state; a second time does nothing."""
+        self.ledger.close()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def get_setting(self, key: str) -> str | None:
+        """The value last set, or None."""
+        return self.ledger.setting(key)
+
+    def set_setting(self, key: str, value: str) -> None:
+        """Remember ``value`` under ``key``; if it is a digest, the blob of that digest is kept."""
+        self.ledger.set_setting(key, value)
+
+    def add_expert(self, uid: ExpertUid, *, architecture: Mapping[str, object], classes: tuple[str, ...]) -> None:
+        """Host an expert from now on; nothing to do if it is hosted already.
+
+        Args:
+            uid: The expert.
+            architecture: A JSON object with ``kind``, enough to build its module.
+            classes: In the order of its module's columns.
+        """
+        self.ledger.add_expert(ExpertRow(uid=uid, architecture=architecture, classes=classes))
+
+    def hosted_experts(self) -> tuple[ExpertRow, ...]:
+        """All hosted experts, sorted by uid."""
+        return self.ledger.experts()
+
+    def commit_generation(
+        self, uid: ExpertUid, weights: bytes, *, cause: str, steps: int = 0, now_s: float | None = None
+    ) -> Generation:
+        """Keep new weights of an expert; when this returns they survive a kill.
+
+        Args:
+            uid: An expert hosted here.
+            weights: As they will be loaded; stored by digest.
+            cause: What made them: "initial", "adopted", "trained", "averaged".
+            steps: Training steps behind them, in the run that made them.
+            now_s: Unix seconds; None takes the clock's.
+
+        Raises:
+            UnknownExpert: The expert is not hosted here.
+        """
+        with self._changing:
+            if all(expert.uid != uid for expert in self.ledger.experts()):
+                raise UnknownExpert(uid)
+            parent = self.current(uid)
+            return self.ledger.add_generation(
+                uid,
+                self.blobs.put(weights),
+                cause=cause,
+                parent=parent.digest if parent else None,
+                created_at=time.time() if now_s is None else now_s,
+                steps=steps,
+            )
+
+    def current(self, uid: ExpertUid) -> Generation | None:
+        """The expert's newest generation whose weights are whole on the disk; each one passed over is logged.
+
+        None for an expert that is not hosted, has no generation yet, or has lost them all.
+        """
+        for generation in self.ledger.generations(uid):
+            if self.blobs.is_whole(generation.digest):
+                return generation
+            log.warning(
+                "expert %s: the weights of generation %d are lost or corrupt, falling back to an older one",
+                uid,
+                generation.number,
+            )
+        return None
+
+    def add_contribution(self, contribution: RouterContribution, sealed: bytes, statistics: bytes) -> bool:
+        """Keep a router contribution, unless this version of it or a newer one is held.
+
+        Args:
+            contribution: Opened and checked by the caller.
+            sealed: The same as its peer signed it.
+            statistics: The bytes of the digest it names.
+
+        Returns:
+            Whether it was kept.
+
+        Raises:
+            BlobCorrupt: The statistics are not those that the contribution names.
+        """
+        if digest_of(statistics) != contribution.statistics:
+            raise BlobCorrupt(contribution.statistics)
+        row = ContributionRow(
+            peer_id=contribution.peer_id,
+            task=contribution.task,
+            version=contribution.version,
+            sealed=sealed,
+            statistics=contribution.statistics,
+        )
+        with self._changing:
+            before = {(held.peer_id, held.task): held.statistics for held in self.ledger.contributions()}
+            self.blobs.put(statistics)
+            kept = self.ledger.add_contribution(row)
+            obsolete = before.get((row.peer_id, row.task)) if kept else row.statistics
+            if obsolete is not None:
+                self._superseded.add(obsolete)
+        return kept
+
+    def contributions(self) -> tuple[bytes, ...]:
+        """The sealed contributions whose statistics are whole on the disk, sorted by peer and task.
+
+        One whose statistics are lost is logged and left out, as if it had never come: peers still have it.
+        """
+        whole = []
+        for row in self.ledger.contributions():
+            if self.blobs.is_whole(row.statistics):
+                whole.append(row.sealed)
+            else:
+                log.warning("the statistics of %s's task %r are lost or corrupt", row.peer_id, row.task)
+        return tuple(whole)
+
+    def collect_garbage(self) -> tuple[Digest, ...]:
+        """Forget all but each expert's last three whole generations, and delete blobs that nothing names.
+
+        A blob stored since `open` that nothing has named yet is spared: its name may be about to be written.
+
+        Returns:
+            The digests of the blobs deleted, sorted.
+        """
+        with self._changing:
+            for expert in self.ledger.experts():
+                self._superseded |= self._drop_old_generations(expert.uid)
+            deleted = self.blobs.collect(self._referenced(), superseded=self._superseded)
+            self._superseded.clear()
+        return deleted
+
+    def _drop_old_generations(self, uid: ExpertUid) -> set[Digest]:
+        generations = self.ledger.generations(uid)
+        whole = [generation.number for generation in generations if self.blobs.is_whole(generation.digest)]
+        if len(whole) <= KEPT_GENERATIONS:
+            return set()
+        oldest = whole[KEPT_GENERATIONS - 1]
+        self.ledger.drop_generations(uid, below=oldest)
+        return {generation.digest for generation in generations if generation.number < oldest}
+
+    def _referenced(self) -> set[Digest]:
+        generations = (
+            generation.digest for expert in self.ledger.experts() for generation in self.ledger.generations(expert.uid)
+        )
+        contributions = (row.statistics for row in self.ledger.contributions())
+        tasks = (row.digest for row in self.ledger.tasks())
+        settings = [Digest(value) for value in self.ledger.settings().values() if is_digest(value)]
+        trunks = (self._trunk_of(digest) for digest in settings)
+        return {*generations, *contributions, *tasks, *settings, *filter(None, trunks)}
+
+    def _trunk_of(self, digest: Digest) -> Digest | None:
+        """The trunk that the blob of this digest names, if it is a mesh spec."""
+        with contextlib.suppress(UnknownBlob, BlobCorrupt, MalformedSpec):
+            return decode_spec(self.blobs.get(digest)).trunk
+        return None

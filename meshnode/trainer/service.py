@@ -1,0 +1,288 @@
+"""The daemon's side of learning: which task is next, which expert learns it, and what becomes of the results.
+
+A task file is learned once; the same name with other content is another version of it. A worker that dies is started
+again and learns the interrupted task anew from the last checkpoint; the node goes on serving meanwhile.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from experts.continual.assessment import assign_classes
+from experts.errors import ExpertsError
+from experts.modules import MlpArchitecture
+from meshnode.blobs import fetch_from_any
+from meshnode.contributions import Contributions
+from meshnode.directory import Directory
+from meshnode.hosting import ExpertHost
+from meshnode.mesh import Mesh
+from meshnode.sections import TrainSection
+from meshnode.state.rows import TaskRow
+from meshnode.state.state import State
+from meshnode.trainer.messages import (
+    AddDelta,
+    Checkpoint,
+    ExpertJob,
+    Learn,
+    Learned,
+    LearningFailed,
+    Progress,
+    Scan,
+    Settings,
+    Setup,
+    Statistics,
+    TaskFile,
+    Tasks,
+    TrainerReady,
+)
+from meshnode.trainer.process import TrainerDied, TrainerProcess
+from meshnode.transport.interface import Transport
+from protocol.errors import CallFailed
+from protocol.identifiers import Digest, ExpertUid, expert_uid
+from protocol.signing import SigningKey
+
+__all__ = ["LEARNED", "Trainer", "TrainerParts", "TrainerState"]
+
+LEARNED, FAILED = "learned", "failed"
+RESTART_S = 1.0
+"""Pause before a dead worker is started again; doubled each time, up to a minute."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class TrainerState:
+    """What the trainer is doing, for people."""
+
+    state: str = "starting"
+    """starting, idle, learning or restarting."""
+    task: str | None = None
+    stage: str | None = None
+    done: int = 0
+    total: int = 0
+    loss: float | None = None
+    replay_samples: int = 0
+    restarts: int = 0
+    pid: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerParts:
+    """The parts of the node that learning touches."""
+
+    mesh: Mesh
+    state: State
+    host: ExpertHost
+    contributions: Contributions
+    directory: Directory
+    transport: Transport
+    key: SigningKey
+
+
+class Trainer:
+    """Learns the task files of the data folder, one after another, in a worker process.
+
+    Args:
+        parts: What of the node it works with.
+        settings: How to learn; its data folder may be None, then there is nothing to learn.
+        home: Folder for the worker's own files.
+        device: Where the worker computes.
+        threads: torch threads of the worker.
+        call_timeout_s: Deadline of one call to a peer.
+    """
+
+    def __init__(
+        self,
+        parts: TrainerParts,
+        settings: TrainSection,
+        home: Path,
+        *,
+        device: str,
+        threads: int,
+        call_timeout_s: float,
+    ) -> None:
+        self._parts = parts
+        self._settings = settings
+        self._home = home
+        self._device = device
+        self._threads = threads
+        self._call_timeout_s = call_timeout_s
+        self._process: TrainerProcess | None = None
+        self._run = 0
+        self._training: frozenset[ExpertUid] = frozenset()
+        self._look_again = asyncio.Event()
+        self.status = TrainerState()
+        self.history: deque[dict[str, object]] = deque(maxlen=100)
+        """One entry a learned or failed task, newest last."""
+
+    def look_again(self) -> None:
+        """Look for new task files now."""
+        self._look_again.set()
+
+    async def run(self) -> None:
+        """Learn for ever; restart the worker when it dies."""
+        pause_s = RESTART_S
+        while True:
+            self._process = await TrainerProcess.start(threads=self._threads)
+            self.status.pid = self._process.pid
+            try:
+                await self._serve(self._process)
+            except TrainerDied as death:
+                log.warning("%s; it is started again in %.0f s", death, pause_s)
+                self.status = TrainerState(state="restarting", restarts=self.status.restarts + 1)
+            finally:
+                self._end_run()
+                process, self._process = self._process, None
+                await process.aclose()
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 60.0)
+
+    async def add_delta(self, uid: ExpertUid, delta: np.ndarray) -> None:
+        """Pass a committed round's delta to the expert's training run, if one is under way."""
+        if self._process is not None and uid in self._training:
+            await self._process.send(AddDelta(run=self._run, uid=uid, delta=delta.tobytes()))
+
+    async def _serve(self, process: TrainerProcess) -> None:
+        spec, settings = self._parts.mesh.spec, self._settings
+        await process.send(
+            Setup(
+                trunk=await asyncio.to_thread(self._parts.state.blobs.get, spec.trunk),
+                device=self._device,
+                data_dir=str(settings.data) if settings.data else None,
+                state_dir=str(self._home),
+                settings=Settings(**{name: getattr(settings, name) for name in Settings.__struct_fields__}),
+            )
+        )
+        ready = await process.receive()
+        assert isinstance(ready, TrainerReady)
+        self.status.replay_samples = ready.replay_samples
+        while True:
+            self._look_again.clear()
+            self.status.state, self.status.task, self.status.stage = "idle", None, None
+            task = await self._next_task(process)
+            if task is None:
+                await self._look_again.wait()
+            else:
+                await self._learn(process, task)
+
+    async def _next_task(self, process: TrainerProcess) -> TaskFile | None:
+        await process.send(Scan())
+        found = await process.receive()
+        assert isinstance(found, Tasks)
+        for name, reason in found.unreadable.items():
+            log.warning("task file %s is left out: %s", name, reason)
+        finished = {(row.name, row.digest) for row in self._parts.state.ledger.tasks()}
+        return next((task for task in found.tasks if (task.name, task.digest) not in finished), None)
+
+    async def _learn(self, process: TrainerProcess, task: TaskFile) -> None:
+        self._run += 1
+        self.status.state, self.status.task, self.status.stage = "learning", task.name, "preparing"
+        try:
+            uids = await self._experts_for(task)
+        except (CallFailed, ExpertsError) as failure:
+            self._finish(task, FAILED, {"reason": str(failure)})
+            return
+        self._training = frozenset(uids)
+        jobs = [await self._job(uid) for uid in uids]
+        await process.send(Learn(run=self._run, task=task.name, experts=tuple(jobs)))
+        began = time.monotonic()
+        while True:
+            message = await process.receive()
+            match message:
+                case Progress():
+                    self.status.stage, self.status.loss = message.stage, message.loss
+                    self.status.done, self.status.total = message.done, message.total
+                case Statistics():
+                    parts = self._parts
+                    await parts.contributions.contribute(
+                        parts.key, task.name, message.data, issued_at=parts.transport.now_s()
+                    )
+                    await parts.contributions.solve()
+                case Checkpoint():
+                    await self._parts.host.checkpoint(
+                        ExpertUid(Digest(message.uid)),
+                        np.frombuffer(message.vector, np.float32),
+                        deltas_applied=message.deltas_applied,
+                        steps=message.steps,
+                    )
+                case Learned():
+                    self.status.replay_samples = message.replay_samples
+                    seconds = round(time.monotonic() - began, 3)
+                    accuracy = round(message.teacher_accuracy, 4)
+                    facts = {"seconds": seconds, "teacher_accuracy": accuracy, "experts": list(uids)}
+                    self._finish(task, LEARNED, facts)
+                    break
+                case LearningFailed():
+                    self._finish(task, FAILED, {"reason": message.reason})
+                    break
+                case _:
+                    raise AssertionError(f"unexpected {type(message).__name__}")
+        self._end_run()
+
+    async def _experts_for(self, task: TaskFile) -> list[ExpertUid]:
+        """The experts that learn this task, each hosted here by now: known ones updated, one spawned for the rest."""
+        known: dict[str, tuple[str, ...]] = {
+            uid: listing.classes for uid, listing in self._parts.directory.experts().items()
+        }
+        known |= {uid: expert.classes for uid, expert in self._parts.host.experts.items()}
+        plan = assign_classes(task.classes, known)
+        uids = [ExpertUid(Digest(uid)) for uid in plan.update]
+        for uid in uids:
+            if uid not in self._parts.host.experts:
+                await self._adopt(uid)
+        if plan.spawn:
+            uids.append(await self._spawn(plan.spawn))
+        return uids
+
+    async def _adopt(self, uid: ExpertUid) -> None:
+        """Host a replica of a peer's expert, from its newest weights."""
+        listing = self._parts.directory.experts()[uid]
+        newest = max((replica.advert for replica in listing.replicas), key=lambda advert: advert.generation)
+        peers = [replica.peer_id for replica in listing.replicas if replica.advert.weights == newest.weights]
+        weights = await fetch_from_any(self._parts.transport, peers, newest.weights, timeout_s=self._call_timeout_s)
+        await self._parts.host.adopt(uid, listing.classes, self._architecture(len(listing.classes)), weights)
+
+    async def _spawn(self, classes: tuple[str, ...]) -> ExpertUid:
+        architecture = self._architecture(len(classes))
+        uid = expert_uid(self._parts.mesh.mesh_id, Digest(architecture.digest()), classes)
+        if uid not in self._parts.host.experts:
+            await self._parts.host.adopt(uid, classes, architecture, None)
+        return uid
+
+    def _architecture(self, num_classes: int) -> MlpArchitecture:
+        spec = self._parts.mesh.spec
+        return MlpArchitecture(feature_dim=spec.feature_dim, hidden=spec.expert.hidden, num_classes=num_classes)
+
+    async def _job(self, uid: ExpertUid) -> ExpertJob:
+        expert = self._parts.host.get(uid)
+        updating = expert.generation > 1
+        return ExpertJob(
+            uid=uid,
+            classes=expert.classes,
+            architecture=dict(expert.architecture.to_config()),
+            weights=await self._parts.host.begin_training(uid),
+            updating=updating,
+        )
+
+    def _finish(self, task: TaskFile, outcome: str, facts: dict[str, object]) -> None:
+        """Remember that a task is done with. A failed one is not tried again until its file changes."""
+        row = TaskRow(name=task.name, digest=Digest(task.digest), state=outcome, learned_at=time.time())
+        self._parts.state.ledger.put_task(row)
+        self.history.append({"task": task.name, "outcome": outcome, "classes": task.classes, **facts})
+        log.log(
+            logging.INFO if outcome == LEARNED else logging.WARNING,
+            "task %s: %s %s",
+            task.name,
+            outcome,
+            facts,
+        )
+
+    def _end_run(self) -> None:
+        for uid in self._training:
+            self._parts.host.end_training(uid)
+        self._training = frozenset()

@@ -1,0 +1,170 @@
+"""The trainer process: holds the data and the replay memory, learns what the daemon tells it to.
+
+Started as ``python -m meshnode.trainer.worker PARENT_PID``. It ends with the daemon, however that ends: the kernel
+kills it when its parent dies, and a closed pipe ends it in any case.
+"""
+
+import ctypes
+import os
+import queue
+import signal
+import sys
+import threading
+from collections import defaultdict
+from pathlib import Path
+from typing import BinaryIO
+
+PR_SET_PDEATHSIG = 1
+
+
+def _die_with(parent_pid: int) -> None:
+    """Before anything slow: from here on, no moment in which the parent could die unnoticed."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    _die_with(int(sys.argv[1]))
+
+import numpy as np  # noqa: E402 - see above
+
+from experts.data.npz import load_task  # noqa: E402
+from experts.distillation import DistillationConfig  # noqa: E402
+from experts.errors import ExpertsError, MalformedDataset  # noqa: E402
+from experts.teachers.cnn import TeacherConfig  # noqa: E402
+from experts.trunk.codec import trunk_from_bytes  # noqa: E402
+from meshnode.trainer.learning import Learner, LearnerConfig  # noqa: E402
+from meshnode.trainer.memory import ReplayMemory  # noqa: E402
+from meshnode.trainer.messages import (  # noqa: E402
+    AddDelta,
+    FromTrainer,
+    Learn,
+    LearningFailed,
+    Scan,
+    Setup,
+    TaskFile,
+    Tasks,
+    ToTrainer,
+    TrainerReady,
+    pack,
+    read_message,
+)
+from protocol.identifiers import digest_of  # noqa: E402
+
+__all__ = ["main"]
+
+NICENESS = 5
+"""Serving comes before training: on a busy machine the daemon gets about three times the trainer's share."""
+
+
+class _Inbox:
+    """Messages from the daemon, read by a thread: deltas are sorted by expert, the rest is a queue."""
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        self._pipe = pipe
+        self._orders: queue.SimpleQueue[ToTrainer] = queue.SimpleQueue()
+        self._deltas: dict[tuple[int, str], list[np.ndarray]] = defaultdict(list)
+        self._lock = threading.Lock()
+        threading.Thread(target=self._read, name="inbox", daemon=True).start()
+
+    def next_order(self) -> ToTrainer:
+        return self._orders.get()
+
+    def deltas(self, run: int, uid: str) -> list[np.ndarray]:
+        with self._lock:
+            return self._deltas.pop((run, uid), [])
+
+    def forget_deltas(self) -> None:
+        with self._lock:
+            self._deltas.clear()
+
+    def _read(self) -> None:
+        while (message := read_message(self._pipe)) is not None:
+            if isinstance(message, AddDelta):
+                with self._lock:
+                    self._deltas[message.run, message.uid].append(np.frombuffer(message.delta, np.float32).copy())
+            else:
+                self._orders.put(message)
+        os._exit(0)  # the daemon has closed the pipe: nothing here is worth finishing
+
+
+class _Worker:
+    def __init__(self, setup: Setup, inbox: _Inbox, output: BinaryIO) -> None:
+        self._inbox = inbox
+        self._output = output
+        self._data = Path(setup.data_dir) if setup.data_dir else None
+        state = Path(setup.state_dir)
+        settings = setup.settings
+        memory = ReplayMemory(state / "replay.msgpack", capacity=settings.replay_samples, seed=settings.seed)
+        teachers = state / "teachers"
+        teachers.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config = LearnerConfig(
+            distillation=DistillationConfig(
+                steps=settings.steps,
+                batch_size=settings.batch_size,
+                lr=settings.learning_rate,
+                alpha=settings.alpha,
+                temperature=settings.temperature,
+                gamma=settings.gamma,
+            ),
+            teacher=TeacherConfig(epochs=settings.teacher_epochs),
+            checkpoint_steps=settings.round_steps,
+            seed=settings.seed,
+        )
+        trunk = trunk_from_bytes(setup.trunk).to(setup.device)
+        self._learner = Learner(trunk, memory, teachers, config, self._send)
+        self._send(TrainerReady(replay_samples=len(memory)))
+
+    def work(self) -> None:
+        while True:
+            order = self._inbox.next_order()
+            match order:
+                case Scan():
+                    self._send(self._scan())
+                case Learn():
+                    self._learn(order)
+                case _:
+                    raise AssertionError(f"unexpected {type(order).__name__}")
+
+    def _learn(self, learn: Learn) -> None:
+        assert self._data is not None
+        path = self._data / f"{learn.task}.npz"
+        try:
+            digest = digest_of(path.read_bytes())
+            task = load_task(path)
+            self._learner.learn(learn, task, digest, lambda uid: self._inbox.deltas(learn.run, uid))
+        except (ExpertsError, OSError) as exc:
+            self._send(LearningFailed(reason=str(exc)))
+        self._inbox.forget_deltas()
+
+    def _scan(self) -> Tasks:
+        tasks: list[TaskFile] = []
+        unreadable: dict[str, str] = {}
+        for path in sorted(self._data.glob("*.npz")) if self._data else []:
+            try:
+                classes = load_task(path).class_counts
+                tasks.append(TaskFile(name=path.stem, digest=digest_of(path.read_bytes()), classes=classes))
+            except (MalformedDataset, OSError) as exc:
+                unreadable[path.stem] = str(exc)
+        return Tasks(tasks=tuple(tasks), unreadable=unreadable)
+
+    def _send(self, message: FromTrainer) -> None:
+        self._output.write(pack(message))
+        self._output.flush()
+
+
+def main() -> None:
+    """Serve the daemon at the other end of stdin and stdout until it closes them."""
+    os.nice(NICENESS)
+    # Whatever a library prints must not land among the messages.
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    inbox = _Inbox(sys.stdin.buffer)
+    setup = inbox.next_order()
+    assert isinstance(setup, Setup)
+    _Worker(setup, inbox, output).work()
+
+
+if __name__ == "__main__":
+    main()

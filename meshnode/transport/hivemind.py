@@ -1,0 +1,273 @@
+"""The transport over hivemind: its p2pd for connections, its DHT for records, its all-reduce for averages.
+
+Everything runs in the caller's asyncio loop and one child process, p2pd, which ends when its control socket closes: a
+killed daemon therefore leaves none behind.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hivemind.dht.node import DHTNode
+from hivemind.dht.routing import DHTID
+from hivemind.p2p import P2P, P2PDaemonError, PeerID
+from hivemind.utils.logging import use_hivemind_log_handler
+from hivemind.utils.multiaddr import Multiaddr
+from hivemind.utils.timed_storage import get_dht_time
+
+from meshnode.transport.allreduce import AllReduce
+from meshnode.transport.guard import SignedRecordsOnly
+from meshnode.transport.interface import FrameHandler, Reduced, ReduceGroup, Traffic
+from meshnode.transport.streams import StreamPool, read_frame, write_frame
+from protocol.addresses import parse_address
+from protocol.errors import (
+    CallTimeout,
+    ModuleMeshError,
+    NotReady,
+    PeerUnreachable,
+    RefusedInput,
+    error_from_wire,
+)
+from protocol.framing import Frame
+from protocol.identifiers import PeerId
+from protocol.messages import ErrorReply, error_reply
+
+__all__ = ["HivemindConfig", "HivemindTransport", "TransportFailed"]
+
+STREAM_PROTOCOL = "/modulemesh/1"
+DHT_TIMEOUT_S = 1.0
+"""A silent peer costs a look-up this long; hivemind's own 3 s make a look-up among the dead take minutes."""
+
+BLACKLIST_S = 1.0
+"""First pause before a silent DHT peer is asked again (it doubles): a node that restarts is back sooner than 5 s."""
+
+log = logging.getLogger(__name__)
+# hivemind installs a handler of its own on import; its lines go through ours, at the level of our own.
+use_hivemind_log_handler("nowhere")
+logging.getLogger("hivemind").setLevel(logging.CRITICAL)
+
+
+class TransportFailed(Exception):
+    """p2pd could not be started or has ended; `reason` is its own last word."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HivemindConfig:
+    identity_path: Path
+    """libp2p private key; the peer id is its hash."""
+    listen_host: str = "127.0.0.1"
+    port: int = 0
+    """TCP port; 0 takes any free one."""
+    announce: tuple[str, ...] = ()
+    """Addresses to tell others instead of those listened on."""
+    client_only: bool = False
+    """Use the DHT without storing for others, as a client that soon leaves should."""
+
+
+class HivemindTransport:
+    """A started node of the libp2p network; see `meshnode.transport.interface.Transport`."""
+
+    def __init__(self, p2p: P2P, dht: DHTNode, addresses: Sequence[str]) -> None:
+        self._p2p = p2p
+        self._dht = dht
+        self._addresses = tuple(addresses)
+        self._peer_id = PeerId(p2p.peer_id.to_base58())
+        self._traffic = Traffic()
+        self._streams = StreamPool(self._open_stream, self._traffic)
+        self._reductions = AllReduce(p2p)
+        self._handler: FrameHandler = _not_ready
+        self._serving: set[asyncio.Task[Any]] = set()
+
+    @classmethod
+    async def open(cls, config: HivemindConfig) -> "HivemindTransport":
+        """Start p2pd and an empty DHT node.
+
+        Raises:
+            TransportFailed: p2pd did not start: the port is taken, the identity unreadable.
+        """
+        host_kind = "ip6" if ":" in config.listen_host else "ip4"
+        try:
+            p2p = await P2P.create(
+                identity_path=str(config.identity_path),
+                host_maddrs=[f"/{host_kind}/{config.listen_host}/tcp/{config.port}"],
+                announce_maddrs=list(config.announce) or None,
+                dht_mode="client" if config.client_only else "server",
+                no_listen=config.client_only,
+                check_if_identity_free=False,
+                auto_nat=False,
+                nat_port_map=False,
+                use_relay=False,
+            )
+        except P2PDaemonError as exc:
+            raise TransportFailed(str(exc)) from exc
+        try:
+            dht = await DHTNode.create(
+                p2p=p2p,
+                node_id=_node_id(p2p.peer_id),
+                wait_timeout=DHT_TIMEOUT_S,
+                blacklist_time=BLACKLIST_S,
+                client_mode=config.client_only,
+                record_validator=SignedRecordsOnly(),
+            )
+            addresses = [] if config.client_only else [str(address) for address in await p2p.get_visible_maddrs()]
+            transport = cls(p2p, dht, addresses)
+            await transport._start()
+        except BaseException:
+            await p2p.shutdown()
+            raise
+        return transport
+
+    async def _start(self) -> None:
+        await self._p2p.add_binary_stream_handler(STREAM_PROTOCOL, self._serve_stream)
+        await self._reductions.start()
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._peer_id
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        return self._addresses
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._traffic
+
+    def now_s(self) -> float:
+        return float(get_dht_time())
+
+    def serve(self, handler: FrameHandler) -> None:
+        self._handler = handler
+
+    async def connect(self, address: str) -> PeerId:
+        peer = parse_address(address)
+        peer_id = PeerID.from_base58(peer.peer_id)
+        try:
+            async with asyncio.timeout(2 * DHT_TIMEOUT_S):
+                await self._p2p._client.connect(peer_id, [Multiaddr(peer.multiaddr.rpartition("/p2p/")[0])])
+        except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as exc:
+            raise PeerUnreachable(peer.peer_id, reason=_short(exc)) from exc
+        except TimeoutError as exc:
+            raise PeerUnreachable(peer.peer_id, reason="no answer to the connection attempt") from exc
+        if await self._dht.protocol.call_ping(peer_id) is None:
+            raise PeerUnreachable(peer.peer_id, reason="it answers, but not as a node of this DHT")
+        # Learn of the nodes nearest to us, and let them learn of us.
+        await self._dht.find_nearest_nodes([self._dht.node_id])
+        return peer.peer_id
+
+    async def connected_peers(self) -> Sequence[PeerId]:
+        try:
+            return tuple(PeerId(peer.peer_id.to_base58()) for peer in await self._p2p.list_peers())
+        except (P2PDaemonError, OSError, asyncio.IncompleteReadError):
+            return ()
+
+    async def ping(self, peer_id: PeerId) -> bool:
+        """Ask a peer for its place in the DHT; keeps the routing tables of both whole after a partition."""
+        return await self._dht.protocol.call_ping(PeerID.from_base58(peer_id)) is not None
+
+    async def call(self, peer_id: PeerId, request: Frame, *, timeout_s: float) -> Frame:
+        try:
+            async with asyncio.timeout(timeout_s):
+                reply = await self._streams.exchange(peer_id, request)
+        except TimeoutError as exc:
+            raise CallTimeout(peer_id, type(request.message).__name__, timeout_s) from exc
+        except (OSError, asyncio.IncompleteReadError) as exc:
+            raise PeerUnreachable(peer_id, reason=_short(exc)) from exc
+        if isinstance(reply.message, ErrorReply):
+            error = reply.message
+            raise error_from_wire(error.code, error.message, error.data, peer_id=peer_id)
+        return reply
+
+    async def _open_stream(self, peer_id: PeerId) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        try:
+            _, reader, writer = await self._p2p.call_binary_stream_handler(PeerID.from_base58(peer_id), STREAM_PROTOCOL)
+        except P2PDaemonError as exc:
+            raise ConnectionError(_short(exc)) from exc
+        return reader, writer
+
+    async def _serve_stream(self, info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one peer's requests, in turn, until it closes the stream."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        sender = PeerId(info.peer_id.to_base58())
+        try:
+            while True:
+                request = await read_frame(reader, self._traffic)
+                await write_frame(writer, await self._answer(sender, request), self._traffic)
+        except RefusedInput as refusal:
+            with suppress(OSError):
+                await write_frame(writer, Frame(error_reply(refusal)), self._traffic)
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # the peer has gone
+        finally:
+            self._serving.discard(task)
+            writer.close()
+
+    async def _answer(self, sender: PeerId, request: Frame) -> Frame:
+        try:
+            return await self._handler(sender, request)
+        except ModuleMeshError as error:
+            return Frame(error_reply(error))
+
+    async def publish(self, key: str, subkey: str, value: bytes, *, expires_at: float) -> bool:
+        return bool(await self._dht.store(key, value, expiration_time=expires_at, subkey=subkey))
+
+    async def lookup(self, key: str) -> Mapping[str, bytes]:
+        found = await self._dht.get(key, latest=True)
+        if found is None or not isinstance(found.value, Mapping):
+            return {}
+        return {
+            subkey: entry.value
+            for subkey, entry in found.value.items()
+            if isinstance(subkey, str) and isinstance(entry.value, bytes)
+        }
+
+    async def all_reduce(self, group: ReduceGroup, vector: np.ndarray, *, timeout_s: float) -> Reduced:
+        # What goes out and comes back is counted by the all-reduce's own arithmetic: each member sends every part
+        # but its own to the part's reducer and gets it back, and returns the parts that it reduces.
+        wire_bytes = 2 * vector.nbytes * (len(group.members) - 1) // len(group.members)
+        self._traffic.sent_bytes += wire_bytes
+        self._traffic.received_bytes += wire_bytes
+        return await self._reductions.run(group, vector, timeout_s=timeout_s)
+
+    async def wait_failed(self) -> str:
+        status = await self._p2p._child.wait()
+        return f"p2pd ended by itself (exit status {status})"
+
+    async def aclose(self) -> None:
+        self._streams.close()
+        for task in list(self._serving):
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+        # Without p2pd the DHT's goodbye would wait for ever.
+        if self._p2p._child.returncode is None:
+            with suppress(P2PDaemonError, OSError, TimeoutError):
+                async with asyncio.timeout(DHT_TIMEOUT_S):
+                    await self._dht.shutdown()
+        await self._p2p.shutdown()
+
+
+def _node_id(peer_id: PeerID) -> DHTID:
+    """SHA-1 of the peer id: a node cannot choose its place in the DHT."""
+    return DHTID(int.from_bytes(hashlib.sha1(peer_id.to_bytes(), usedforsecurity=False).digest(), "big"))
+
+
+def _short(exc: BaseException) -> str:
+    """The part of libp2p's words that a person can use: one line, without the list of dials."""
+    lines = [line.strip(" *") for line in str(exc).splitlines() if line.strip()]
+    return lines[-1] if lines else type(exc).__name__
+
+
+async def _not_ready(sender: PeerId, request: Frame) -> Frame:
+    raise NotReady("this node does not answer yet")

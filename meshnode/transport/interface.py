@@ -1,0 +1,119 @@
+"""The seam between a node and its network.
+
+Everything above speaks to a `Transport`: signed records go to the DHT under a key, frames go to a peer and come back,
+and a vector is all-reduced in a group. `HivemindTransport` does it over libp2p, `MemoryTransport` in one process.
+Whatever the network raises is translated here into the errors of `protocol.errors`; no foreign exception crosses the seam.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from protocol.framing import Frame
+from protocol.identifiers import PeerId
+
+__all__ = ["FrameHandler", "ReduceGroup", "Reduced", "Traffic", "Transport"]
+
+FrameHandler = Callable[[PeerId, Frame], Awaitable[Frame]]
+"""Answers one request. The peer id comes from the encrypted session, so it can be believed."""
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Payload bytes this node has sent and received itself, by the transport's own count.
+
+    The DHT's traffic is hivemind's and is not counted; what is said here is a lower bound of what a router would see.
+    """
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReduceGroup:
+    """The members of one all-reduce, in the order they agreed on, and the id of this run of it."""
+
+    group_id: bytes
+    members: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reduced:
+    """What one member holds after an all-reduce.
+
+    ``full`` is this member's own testimony only: every part it reduced came from every member, and every part it sent
+    came back. The mean may be used only when every member testifies the same: a partial
+    all-reduce looks like a success to some of its members.
+    """
+
+    delta: np.ndarray
+    """Mean of the group minus the vector given, float32 ``(P,)``."""
+    full: bool
+
+
+class Transport(Protocol):
+    """A started connection to the network; ``aclose`` ends it and may be called twice."""
+
+    @property
+    def peer_id(self) -> PeerId: ...
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Multiaddresses under which others can reach this node, each ending in /p2p/<peer id>."""
+        ...
+
+    @property
+    def traffic(self) -> Traffic: ...
+
+    def now_s(self) -> float:
+        """Seconds since the epoch by the DHT's clock."""
+        ...
+
+    def serve(self, handler: FrameHandler) -> None:
+        """Answer every incoming request with `handler`; a named error it raises goes back as an error reply."""
+        ...
+
+    async def connect(self, address: str) -> PeerId:
+        """Join the network through the peer at `address`.
+
+        Raises:
+            MalformedAddress: The address cannot be read.
+            PeerUnreachable: Nobody answers there.
+        """
+        ...
+
+    async def connected_peers(self) -> Sequence[PeerId]: ...
+
+    async def ping(self, peer_id: PeerId) -> bool:
+        """Whether a peer answers as a node of the DHT; also keeps its place in the routing table fresh."""
+        ...
+
+    async def call(self, peer_id: PeerId, request: Frame, *, timeout_s: float) -> Frame:
+        """Send a request and wait for its answer.
+
+        Raises:
+            PeerUnreachable: No connection, or it broke before the answer.
+            CallTimeout: No answer within `timeout_s`.
+            ModuleMeshError: Whatever the peer answered with, under its own class where we know it.
+        """
+        ...
+
+    async def publish(self, key: str, subkey: str, value: bytes, *, expires_at: float) -> bool:
+        """Store `value` in the DHT until `expires_at`. True when at least one node took it."""
+        ...
+
+    async def lookup(self, key: str) -> Mapping[str, bytes]:
+        """All unexpired ``{subkey: value}`` under `key`; empty when there are none."""
+        ...
+
+    async def all_reduce(self, group: ReduceGroup, vector: np.ndarray, *, timeout_s: float) -> Reduced:
+        """Mean of the members' vectors. Never raises on a failing member: `Reduced.full` is then False."""
+        ...
+
+    async def wait_failed(self) -> str:
+        """Return when the connection to the network is lost for good, with the reason."""
+        ...
+
+    async def aclose(self) -> None: ...

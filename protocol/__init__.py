@@ -1,0 +1,1 @@
+"""The mesh protocol: identifiers, messages, records and rounds, as bytes in and bytes out."""

@@ -1,0 +1,134 @@
+"""Every bound the protocol holds its input to, with the reason for each number.
+
+A decoder checks a bound before it allocates what the bound is about, so that the most a hostile peer can
+make this process hold is known in advance. Raising a number here changes the protocol: peers of both
+versions must agree.
+"""
+
+from typing import Final
+
+__all__ = [
+    "BLOB_CHUNK_BYTES",
+    "MAX_ADDRESS_CHARS",
+    "MAX_ATTEMPTS_PER_ROUND",
+    "MAX_BLOB_BYTES",
+    "MAX_CLASSES_PER_EXPERT",
+    "MAX_CLASSES_PER_TASK",
+    "MAX_CLASS_NAME_CHARS",
+    "MAX_CLOCK_SKEW_S",
+    "MAX_CONTRIBUTIONS_PER_INDEX",
+    "MAX_CONTRIBUTION_BYTES",
+    "MAX_CONTRIBUTION_INDEX_BYTES",
+    "MAX_COUNTER",
+    "MAX_ERROR_ITEMS",
+    "MAX_ERROR_TEXT_CHARS",
+    "MAX_EXPERTS_PER_RECORD",
+    "MAX_FRAME_BYTES",
+    "MAX_GROUP_MEMBERS",
+    "MAX_HIDDEN_UNITS",
+    "MAX_KIND_CHARS",
+    "MAX_LINEAGE",
+    "MAX_MESSAGE_HEADER_BYTES",
+    "MAX_MOMENT_S",
+    "MAX_MSGPACK_DEPTH",
+    "MAX_MSGPACK_ITEMS",
+    "MAX_NAME_CHARS",
+    "MAX_PEERS_PER_BOOK",
+    "MAX_PUBLIC_KEY_BYTES",
+    "MAX_RECORD_BYTES",
+    "MAX_RECORD_TTL_S",
+    "MAX_SIGNATURE_BYTES",
+    "MAX_SPEC_BYTES",
+    "MAX_SPEC_TEXT_CHARS",
+    "MAX_TENSORS_PER_MESSAGE",
+    "MAX_TENSOR_DIMS",
+    "MAX_TENSOR_NAME_CHARS",
+    "OUTCOME_GRACE_S",
+]
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# --- names ---
+MAX_NAME_CHARS: Final = 64
+"""Mesh and peer names: one line of a table."""
+MAX_CLASS_NAME_CHARS: Final = 64
+"""The longest ImageNet class names are longer, but their WordNet ids and first synonyms are not."""
+MAX_CLASSES_PER_EXPERT: Final = 256
+"""Experts are small modules with tens of classes; 256 names of 40 characters still fit one record."""
+MAX_CLASSES_PER_TASK: Final = 1024
+"""One router contribution may cover a whole ImageNet-sized task."""
+MAX_LINEAGE: Final = 64
+"""Ancestors an expert names; one is added with each preservation, not with each training step."""
+MAX_KIND_CHARS: Final = 32
+"""Registry names such as "mlp" or "linear"."""
+MAX_HIDDEN_UNITS: Final = 65_536
+"""Far above any expert (8 to 16 are usual); keeps the product with a feature dimension below 2^53."""
+MAX_ADDRESS_CHARS: Final = 512
+"""A DNS name is at most 253 characters; the rest of a multiaddress is short. Parsing is linear in this."""
+MAX_COUNTER: Final = 2**53 - 1
+"""Generations, versions, rounds, sample counts: exact in a float64 and in JavaScript's numbers."""
+MAX_MOMENT_S: Final = 1e11
+"""Unix seconds beyond the year 5000 are garbage; also refuses infinity and NaN."""
+
+# --- records ---
+MAX_RECORD_BYTES: Final = 16 * KIB
+"""A DHT replica stores this per peer and key; hivemind itself sets no bound."""
+MAX_RECORD_TTL_S: Final = 300.0
+"""A record leaves the DHT only by its expiry, so a dead peer is advertised no longer than this."""
+MAX_CLOCK_SKEW_S: Final = 3.0
+"""Beyond it leases look expired or immortal to others (measured), so such a node must not announce."""
+MAX_EXPERTS_PER_RECORD: Final = 64
+"""About 200 bytes an advert: more would not fit MAX_RECORD_BYTES anyway."""
+MAX_PEERS_PER_BOOK: Final = 4096
+"""Peers a RecordBook remembers: 64 MiB if each sent the largest record."""
+MAX_CONTRIBUTION_BYTES: Final = 128 * KIB
+"""A contribution names up to MAX_CLASSES_PER_TASK classes; it travels in a blob, not in the DHT."""
+MAX_CONTRIBUTIONS_PER_INDEX: Final = 4096
+"""Contributions are one a peer and task."""
+MAX_CONTRIBUTION_INDEX_BYTES: Final = 8 * MIB
+"""4096 contributions of 2 KB, the size of one with tens of classes."""
+
+# --- keys ---
+MAX_PUBLIC_KEY_BYTES: Final = 1 * KIB
+"""An RSA-4096 SubjectPublicKeyInfo takes 550 bytes."""
+MAX_SIGNATURE_BYTES: Final = 512
+"""RSA-4096."""
+
+# --- messages and tensors ---
+MAX_MSGPACK_DEPTH: Final = 8
+"""Our deepest message nests five containers; nothing legitimate comes near the recursion of a bomb."""
+MAX_MSGPACK_ITEMS: Final = 4096
+"""Items in one array or map; the largest we send is a contribution index."""
+MAX_MESSAGE_HEADER_BYTES: Final = 64 * KIB
+"""A message without its tensors: 256 class names or 1,024 rows of an error are below 32 KiB."""
+MAX_TENSORS_PER_MESSAGE: Final = 32
+"""Calls carry one or two; multi-input models a handful."""
+MAX_TENSOR_DIMS: Final = 6
+"""Batch, channels, three spatial dimensions and one to spare."""
+MAX_TENSOR_NAME_CHARS: Final = 64
+"""Names such as "features"."""
+MAX_FRAME_BYTES: Final = 64 * MIB
+"""Header and body of one frame; 26,000 rows of 640 features. A reader may hold this much per stream."""
+BLOB_CHUNK_BYTES: Final = 1 * MIB
+"""Above 1 MiB copies dominate a call (measured); below it the number of calls does."""
+MAX_BLOB_BYTES: Final = 256 * MIB
+"""A trunk is at most some tens of MB; this bounds the disk a digest can make a peer fill."""
+MAX_ERROR_TEXT_CHARS: Final = 512
+"""Longer error texts are cut when sent."""
+MAX_ERROR_ITEMS: Final = 1024
+"""Longer lists in an error's data (rows, experts) are cut when sent."""
+
+# --- specs ---
+MAX_SPEC_BYTES: Final = 16 * KIB
+"""A spec is a page of settings; weights are named by digest."""
+MAX_SPEC_TEXT_CHARS: Final = 2048
+"""The free text that says what a spec was calibrated on."""
+
+# --- rounds ---
+MAX_GROUP_MEMBERS: Final = 64
+"""Replicas in one all-reduce; every member talks to every other, so work grows with the square."""
+MAX_ATTEMPTS_PER_ROUND: Final = 64
+"""Each attempt drops at least one silent member, so a group cannot need more."""
+OUTCOME_GRACE_S: Final = 2.0
+"""How long answers about a round's outcome are awaited: a live peer's control call takes under 0.1 s."""

@@ -1,0 +1,197 @@
+"""The messages of the mesh: frozen structs, told apart by a tag, as MessagePack.
+
+A message is a request or its reply. Tensors are not in it: they follow it in the same frame
+(`protocol.framing`), and each struct says which ones belong to it.
+
+Shape legend: B batch, D feature, C class.
+"""
+
+from typing import Annotated, Any, Literal, cast
+
+import msgspec
+
+from protocol import limits
+from protocol.codec import decode_as, encode
+from protocol.errors import FrameTooLarge, ModuleMeshError
+from protocol.wiretypes import (
+    AttemptField,
+    ClassNames,
+    CounterField,
+    DigestField,
+    ErrorText,
+    ExpertUidField,
+    MeshIdField,
+    MomentField,
+    Name,
+)
+
+__all__ = [
+    "Ack",
+    "BlobGet",
+    "BlobPart",
+    "ErrorReply",
+    "Forward",
+    "ForwardReply",
+    "Hello",
+    "HelloReply",
+    "Message",
+    "Outcome",
+    "RoundAttestation",
+    "RoundId",
+    "RoundOutcome",
+    "RoundOutcomeQuery",
+    "RoundProposal",
+    "decode_message",
+    "encode_message",
+    "error_reply",
+]
+
+Outcome = Literal["aborted", "committed", "pending", "unknown"]
+"""How a round ended at a member: "aborted" and "committed" are for ever, "unknown" means never heard of."""
+
+
+class RoundId(msgspec.Struct, frozen=True, array_like=True):
+    """One attempt of one averaging round of one expert."""
+
+    expert: ExpertUidField
+    number: CounterField
+    """DHT time over the mesh's period, rounded down."""
+    attempt: AttemptField
+    """0, then one more each time a round is repeated without its silent members."""
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """The first call to a peer; ``mesh_id`` is None while the caller belongs to no mesh yet."""
+
+    mesh_id: MeshIdField | None
+
+
+class HelloReply(msgspec.Struct, frozen=True, tag="hello_reply"):
+    """Who answered. ``now_s`` (Unix seconds by its clock) lets the caller measure its own skew."""
+
+    mesh_id: MeshIdField | None
+    mesh_name: Name | None
+    peer_name: Name
+    version: Name
+    now_s: MomentField
+
+
+class BlobGet(msgspec.Struct, frozen=True, tag="blob_get"):
+    """Asks for a part of the bytes that have this digest."""
+
+    digest: DigestField
+    offset: Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_BLOB_BYTES)]
+    length: Annotated[int, msgspec.Meta(ge=1, le=limits.BLOB_CHUNK_BYTES)]
+
+
+class BlobPart(msgspec.Struct, frozen=True, tag="blob_part"):
+    """Brings the tensor ``data``, uint8 (length,): shorter than asked for only at the blob's end."""
+
+    digest: DigestField
+    offset: Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_BLOB_BYTES)]
+    total_bytes: Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_BLOB_BYTES)]
+
+
+class Forward(msgspec.Struct, frozen=True, tag="forward"):
+    """Asks an expert about the tensor ``features``, float32 (B, D)."""
+
+    expert: ExpertUidField
+
+
+class ForwardReply(msgspec.Struct, frozen=True, tag="forward_reply"):
+    """Brings the tensor ``probabilities``, float32 (B, C), its columns in the order of ``classes``."""
+
+    expert: ExpertUidField
+    generation: CounterField
+    weights: DigestField
+    classes: ClassNames
+
+
+class RoundProposal(msgspec.Struct, frozen=True, tag="round_proposal"):
+    """What a member sees at a round's start."""
+
+    round: RoundId
+    group_digest: DigestField
+    """Of the members it believes in (`protocol.membership.group_digest`)."""
+    ready: bool
+    """Whether it can take part."""
+    dirty: bool
+    """Whether it trained since it last averaged."""
+
+
+class RoundAttestation(msgspec.Struct, frozen=True, tag="round_attestation"):
+    """What a member vouches for after the all-reduce.
+
+    ``full``: every part it reduced came from every member, and every part of its own came back.
+    """
+
+    round: RoundId
+    full: bool
+
+
+class RoundOutcomeQuery(msgspec.Struct, frozen=True, tag="round_outcome_query"):
+    """Asks a member how a round ended for it; asked only by one whose own wait has run out."""
+
+    round: RoundId
+
+
+class RoundOutcome(msgspec.Struct, frozen=True, tag="round_outcome"):
+    """How the round ended, or stands, at the member that says so."""
+
+    round: RoundId
+    outcome: Outcome
+
+
+class Ack(msgspec.Struct, frozen=True, tag="ack"):
+    """The request was taken in."""
+
+
+class ErrorReply(msgspec.Struct, frozen=True, tag="error"):
+    """The request failed. `protocol.errors.error_from_wire` makes an exception of it."""
+
+    code: ErrorText
+    message: ErrorText
+    data: dict[str, Any]
+
+
+Message = (
+    Hello
+    | HelloReply
+    | BlobGet
+    | BlobPart
+    | Forward
+    | ForwardReply
+    | RoundProposal
+    | RoundAttestation
+    | RoundOutcomeQuery
+    | RoundOutcome
+    | Ack
+    | ErrorReply
+)
+
+
+def encode_message(message: Message) -> bytes:
+    """The message as MessagePack.
+
+    Raises:
+        FrameTooLarge: More than ``MAX_MESSAGE_HEADER_BYTES``.
+    """
+    data = encode(message)
+    if len(data) > limits.MAX_MESSAGE_HEADER_BYTES:
+        raise FrameTooLarge(len(data), limits.MAX_MESSAGE_HEADER_BYTES)
+    return data
+
+
+def decode_message(data: bytes | memoryview) -> Message:
+    """The message that ``data`` is.
+
+    Raises:
+        FrameTooLarge: More than ``MAX_MESSAGE_HEADER_BYTES``.
+        MalformedMessage: Not MessagePack within the limits, no known tag, or a field out of bounds.
+    """
+    return decode_as(data, cast("type[Message]", Message), max_bytes=limits.MAX_MESSAGE_HEADER_BYTES)
+
+
+def error_reply(error: ModuleMeshError) -> ErrorReply:
+    """The reply that lets the caller raise the same error."""
+    return ErrorReply(*error.to_wire())

@@ -1,0 +1,33 @@
+"""Signed records: what peers say of themselves in the DHT, and what they contribute to the router."""
+
+from protocol.records.book import RecordBook
+from protocol.records.contributions import (
+    RouterContribution,
+    decode_contribution_index,
+    encode_contribution_index,
+    open_contribution,
+    seal_contribution,
+)
+from protocol.records.peers import (
+    ExpertAdvert,
+    PeerRecord,
+    inspect_record,
+    open_record,
+    record_key,
+    seal_record,
+)
+
+__all__ = [
+    "ExpertAdvert",
+    "PeerRecord",
+    "RecordBook",
+    "RouterContribution",
+    "decode_contribution_index",
+    "encode_contribution_index",
+    "inspect_record",
+    "open_contribution",
+    "open_record",
+    "record_key",
+    "seal_contribution",
+    "seal_record",
+]

@@ -1,0 +1,138 @@
+"""Making a node's folder: complete, readable by its owner alone, and never made twice."""
+
+import stat
+import tomllib
+from pathlib import Path
+
+import pytest
+from cli_process import meshnode, python
+
+from meshnode.cli.starter_config import starter_config
+from meshnode.config import NodeConfig, load_config
+from meshnode.home import Home
+
+ADDRESS = "/ip4/192.0.2.1/tcp/4001/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
+
+# Runs the command with founding replaced by one that only says what it was asked for.
+FOUNDING = """
+import sys, types
+from pathlib import Path
+from meshnode.cli import main
+founding = types.ModuleType("meshnode.founding")
+def found_mesh(home, *, name, data, trunk, pixels):
+    (home.path / "asked").write_text(f"{name} {data} {trunk} {pixels}")
+    return "cd" * 32
+founding.found_mesh = found_mesh
+sys.modules["meshnode.founding"] = founding
+main()
+"""
+
+
+def test_init_makes_settings_and_identity_for_the_owner_alone(tmp_path: Path) -> None:
+    home = Home(tmp_path / "new" / "home")
+    ended = meshnode("--home", home.path, "--json", "init", "--name", "quiet-owl", "--join", ADDRESS)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.document["schema"] == "meshnode.init/1"
+    assert ended.document["config"]["created"] is ended.document["identity"]["created"] is True
+    assert ended.document["mesh"] is None
+    config = load_config(home)
+    assert (config.node.name, config.net.join) == ("quiet-owl", (ADDRESS,))
+    for path in home.path.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    asked = meshnode("--home", home.path, "--json", "id")
+    assert asked.document["peer_id"] == ended.document["identity"]["peer_id"]
+    assert asked.document["addresses"] == []
+
+
+def test_init_again_keeps_everything_and_says_so(tmp_path: Path) -> None:
+    first = meshnode("--home", tmp_path, "--json", "init", "--name", "quiet-owl")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    again = meshnode("--home", tmp_path, "--json", "init")
+    assert (again.code, again.err) == (0, "")
+    assert again.document["config"]["created"] is again.document["identity"]["created"] is False
+    assert again.document["identity"]["peer_id"] == first.document["identity"]["peer_id"]
+    renamed = meshnode("--home", tmp_path, "init", "--name", "another")
+    assert renamed.code == 0
+    assert "left as it is" in renamed.err
+    assert "kept as it was" in renamed.out
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("option", "value"), [("--name", "a name"), ("--name", ""), ("--join", "192.0.2.1:4001")])
+def test_init_refuses_unusable_values_before_it_writes(tmp_path: Path, option: str, value: str) -> None:
+    ended = meshnode("--home", tmp_path / "home", "--json", "init", option, value)
+    assert ended.code == 3
+    assert ended.document["error"]["code"] == "config_invalid"
+    assert not (tmp_path / "home").exists()
+
+
+def test_the_settings_written_are_the_defaults(tmp_path: Path) -> None:
+    assert tomllib.loads(starter_config(name=None, join=())) == {
+        "node": {},
+        "net": {},
+        "compute": {},
+        "train": {},
+        "api": {},
+    }
+    uncommented = "\n".join(
+        line.removeprefix("# ") if " = " in line else line
+        for line in starter_config(name="n", join=[ADDRESS]).splitlines()
+    )
+    shown = tomllib.loads(uncommented)
+    shown["train"].pop("data")  # an example: there is no default
+    defaults = NodeConfig().model_dump(by_alias=True)
+    shown["node"].pop("name")
+    assert shown["net"].pop("join") == [ADDRESS]
+    for section, settings in shown.items():
+        for key, value in settings.items():
+            assert defaults[section][key] == value, f"{section}.{key}"
+
+
+def test_founding_tells_what_becomes_public_and_which_mesh_was_made(tmp_path: Path) -> None:
+    data = tmp_path / "task.npz"
+    data.write_bytes(b"PK")
+    line = ("init", "--mesh", "digits", "--data", data, "--trunk", "efficientnet-b4", "--pixels", 64)
+    ended = python(FOUNDING, "--home", tmp_path / "home", *line)
+    assert ended.code == 0, ended.err
+    assert "public" in ended.err
+    assert "cd" * 32 in ended.out
+    assert (tmp_path / "home" / "asked").read_text() == f"digits {data} efficientnet-b4 64"
+    as_json = python(FOUNDING, "--home", tmp_path / "home", "--json", *line)
+    assert as_json.document["mesh"] == {"id": "cd" * 32, "name": "digits"}
+
+
+def test_a_mesh_needs_data_that_is_there(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for line in (
+        ("--mesh", "digits"),
+        ("--data", "task.npz"),
+        ("--mesh", "m", "--data", "d", "--trunk", "resnet"),
+    ):
+        assert meshnode("--home", home, "init", *line).code == 2
+    absent = meshnode("--home", home, "--json", "init", "--mesh", "digits", "--data", tmp_path / "none.npz")
+    assert (absent.code, absent.document["error"]["code"]) == (11, "resource_absent")
+    assert not home.exists()
+
+
+def test_id_makes_no_identity(tmp_path: Path) -> None:
+    ended = meshnode("--home", tmp_path, "--json", "id")
+    assert ended.code == 11
+    assert "meshnode init" in ended.document["error"]["hint"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_identity_that_others_can_read_is_not_used(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    meshnode("--home", home.path, "init")
+    home.identity_key.chmod(0o644)
+    for command in ("id", "init"):
+        ended = meshnode("--home", home.path, "--json", command)
+        assert (ended.code, ended.document["error"]["code"]) == (12, "identity_unusable")
+
+
+def test_a_disk_that_refuses_is_told_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("where a folder should be")
+    ended = meshnode("--home", tmp_path, "init")
+    assert (ended.code, ended.out) == (1, "")
+    assert str(tmp_path / "state") in ended.err
+    assert "Traceback" not in ended.err

@@ -1,0 +1,57 @@
+"""The command answers at once because it loads nothing that it does not need."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from api_fake_node import FakeNode, serving_home
+from cli_process import meshnode, python
+
+HEAVY = {"torch", "hivemind", "fastapi", "starlette", "uvicorn", "sklearn", "matplotlib", "scipy"}
+# Runs the command in this interpreter, then tells on stderr what it left loaded.
+PROGRAM = """
+import json, sys
+from meshnode.cli import main
+try:
+    main()
+finally:
+    print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--help",
+        "run --help",
+        "version",
+        "status",
+        "id",
+        "peers ls",
+        "experts ls --local",
+        "infer --input {image} --explain",
+    ],
+)
+def test_nothing_heavy_is_loaded(tmp_path: Path, line: str) -> None:
+    image = tmp_path / "image.npy"
+    np.save(image, np.zeros((1, 4, 4), np.uint8))
+    with serving_home(tmp_path / "home", FakeNode()) as home:
+        ended = python(PROGRAM, "--home", home.path, *line.format(image=image).split())
+    assert ended.code == 0, ended.err
+    loaded = set(json.loads(ended.err.splitlines()[-1]))
+    assert loaded & HEAVY == set()
+    assert "meshnode" in loaded
+
+
+@pytest.mark.parametrize("line", ["--help", "version", "status"])
+def test_answers_come_within_half_a_second(tmp_path: Path, line: str) -> None:
+    with serving_home(tmp_path, FakeNode()) as home:
+        spans_s = []
+        for _ in range(6):
+            started_at = time.perf_counter()
+            assert meshnode("--home", home.path, *line.split()).code == 0
+            spans_s.append(time.perf_counter() - started_at)
+    # The best of several: a busy machine can slow any one of them, an import would slow them all.
+    assert min(spans_s) < 0.5

@@ -1,0 +1,193 @@
+"""The ledger: rows come back as written, writes are all or nothing, and foreign files are refused."""
+
+import dataclasses
+import errno
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from meshnode.errors import StateTooNew, StateUnreadable
+from meshnode.state import ledger as ledger_module
+from meshnode.state.ledger import SCHEMA_VERSION, Ledger
+from meshnode.state.rows import ContributionRow, ExpertRow, Generation, TaskRow
+from protocol.errors import UnknownExpert
+from protocol.identifiers import Digest, ExpertUid, PeerId, digest_of
+
+UID = ExpertUid(digest_of(b"expert"))
+EXPERT = ExpertRow(uid=UID, architecture={"kind": "mlp", "hidden": 8, "input_scale": 0.3}, classes=("zèbre", "cat"))
+CONTRIBUTION = ContributionRow(
+    peer_id=PeerId("Qm" + "a" * 44),
+    task="digits",
+    version=2,
+    sealed=b"\0\xff",
+    statistics=digest_of(b"statistics"),
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    with Ledger(path) as ledger:
+        yield ledger
+
+
+def add(ledger: Ledger, data: bytes, parent: Digest | None = None) -> Generation:
+    return ledger.add_generation(UID, digest_of(data), cause="trained", parent=parent, created_at=1.5, steps=50)
+
+
+def test_everything_written_is_there_after_reopening(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.set_setting("mesh_id", "a")
+        ledger.set_setting("mesh_id", "b")
+        ledger.add_expert(EXPERT)
+        generation = add(ledger, b"1")
+        ledger.add_contribution(CONTRIBUTION)
+        task = TaskRow(name="digits", digest=digest_of(b"task"), state="learned", learned_at=2.5)
+        ledger.put_task(dataclasses.replace(task, state="waiting", learned_at=None))
+        ledger.put_task(task)
+    with Ledger(path) as ledger:
+        assert ledger.setting("mesh_id") == "b"
+        assert ledger.setting("other") is None
+        assert ledger.settings() == {"mesh_id": "b"}
+        assert ledger.experts() == (EXPERT,)
+        assert ledger.experts()[0].kind == "mlp"
+        assert ledger.generations(UID) == (generation,)
+        assert ledger.contributions() == (CONTRIBUTION,)
+        assert ledger.tasks() == (task,)
+
+
+def test_hosting_an_expert_again_changes_nothing(ledger: Ledger) -> None:
+    ledger.add_expert(EXPERT)
+    add(ledger, b"1")
+    ledger.add_expert(EXPERT)
+    assert len(ledger.generations(UID)) == 1
+
+
+def test_generations_count_up_and_never_back(ledger: Ledger) -> None:
+    ledger.add_expert(EXPERT)
+    first = add(ledger, b"1")
+    second = add(ledger, b"2", parent=first.digest)
+    assert (first.number, second.number) == (1, 2)
+    assert ledger.generations(UID) == (second, first)
+    ledger.drop_generations(UID, below=2)
+    assert ledger.generations(UID) == (second,)
+    assert add(ledger, b"3").number == 3
+
+
+def test_a_generation_of_a_foreign_expert_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(UnknownExpert) as caught:
+        add(ledger, b"1")
+    assert caught.value.uid == UID
+    assert ledger.generations(UID) == ()
+    ledger.add_expert(EXPERT)
+    assert add(ledger, b"1").number == 1
+
+
+@pytest.mark.parametrize(("version", "kept"), [(1, False), (2, False), (3, True)])
+def test_only_a_newer_contribution_replaces(ledger: Ledger, version: int, kept: bool) -> None:
+    assert ledger.add_contribution(CONTRIBUTION)
+    other = dataclasses.replace(CONTRIBUTION, version=version, sealed=b"other")
+    assert ledger.add_contribution(other) is kept
+    assert ledger.contributions() == ((other if kept else CONTRIBUTION),)
+
+
+def test_contributions_come_in_the_order_of_their_keys_not_of_their_arrival(ledger: Ledger) -> None:
+    rows = [
+        dataclasses.replace(CONTRIBUTION, peer_id=PeerId("Qm" + peer * 44), task=task)
+        for peer, task in [("b", "1"), ("a", "2"), ("a", "1")]
+    ]
+    for row in rows:
+        ledger.add_contribution(row)
+    assert ledger.contributions() == tuple(reversed(rows))
+
+
+def test_writers_in_many_threads_never_share_a_number(ledger: Ledger) -> None:
+    ledger.add_expert(EXPERT)
+    threads = [threading.Thread(target=lambda: [add(ledger, b"x") for _ in range(10)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [generation.number for generation in ledger.generations(UID)] == list(range(40, 0, -1))
+
+
+def test_writes_are_synced_in_full(path: Path) -> None:
+    with Ledger(path) as ledger:
+        (row,) = ledger._rows("PRAGMA synchronous")
+        assert row["synchronous"] == 2
+        (row,) = ledger._rows("PRAGMA journal_mode")
+        assert row["journal_mode"] == "wal"
+
+
+def test_a_full_disk_is_an_os_error_and_changes_nothing(ledger: Ledger) -> None:
+    ledger.set_setting("key", "old")
+    (row,) = ledger._rows("PRAGMA page_count")
+    ledger._rows(f"PRAGMA max_page_count = {row['page_count']}")
+    with pytest.raises(OSError, match="full") as caught:
+        ledger.set_setting("key", "new" * 100_000)
+    assert caught.value.errno == errno.ENOSPC
+    assert ledger.setting("key") == "old"
+    ledger.set_setting("key", "short")
+    assert ledger.setting("key") == "short"
+
+
+def test_a_ledger_of_a_later_version_is_refused_untouched(path: Path) -> None:
+    Ledger(path).open().close()
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(StateTooNew) as caught:
+        Ledger(path).open()
+    assert (caught.value.found, caught.value.supported) == (SCHEMA_VERSION + 1, SCHEMA_VERSION)
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_ledger_is_refused_untouched(path: Path) -> None:
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(StateUnreadable) as caught:
+        Ledger(path).open()
+    assert caught.value.path == path
+    assert path.read_bytes() == b"not a database" * 100
+
+
+def test_a_damaged_ledger_is_refused_at_the_start(path: Path) -> None:
+    with Ledger(path) as ledger:
+        for number in range(200):
+            ledger.set_setting(f"key {number}", "value" * 50)
+    damaged = bytearray(path.read_bytes())
+    damaged[4096:] = b"\xff" * (len(damaged) - 4096)
+    path.write_bytes(damaged)
+    with pytest.raises(StateUnreadable):
+        Ledger(path).open()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_a_ledger_whose_making_was_interrupted_is_made_again(
+    path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger_module, "_SCHEMA", (*ledger_module._SCHEMA[:steps], "interrupted"))
+        with pytest.raises(StateUnreadable):
+            Ledger(path).open()
+    with Ledger(path) as ledger:
+        assert ledger.settings() == {}
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StateUnreadable, match="gone"):
+        Ledger(tmp_path / "gone" / "ledger.sqlite").open()
+
+
+def test_closing_twice_is_harmless(path: Path) -> None:
+    ledger = Ledger(path).open()
+    ledger.close()
+    ledger.close()

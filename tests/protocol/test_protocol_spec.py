@@ -1,0 +1,130 @@
+"""A spec has one byte form, and its digest is the mesh."""
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import limits
+from protocol.errors import MalformedSpec
+from protocol.identifiers import digest_of
+from protocol.spec import (
+    ExpertSettings,
+    ImageInput,
+    MeshSpec,
+    RouterSettings,
+    decode_spec,
+    encode_spec,
+    mesh_id_of,
+)
+
+SPEC = MeshSpec(
+    name="digits",
+    input=ImageInput(1, 32),
+    trunk=digest_of(b"trunk"),
+    feature_dim=640,
+    calibration="task 1, 400 images",
+)
+
+specs = st.builds(
+    MeshSpec,
+    name=st.text(min_size=1, max_size=64),
+    input=st.builds(ImageInput, st.integers(1, 16), st.integers(1, 1024)),
+    trunk=st.binary(max_size=4).map(digest_of),
+    feature_dim=st.integers(1, 65_536),
+    router=st.builds(
+        RouterSettings,
+        kappa=st.floats(1e-6, 1e6),
+        tau=st.floats(1e-6, 1e6),
+        top_k=st.integers(1, 64),
+        ridge=st.floats(1e-9, 1),
+        prior=st.sampled_from(["uniform", "empirical"]),
+        renormalise=st.booleans(),
+    ),
+    expert=st.builds(ExpertSettings, st.integers(1, limits.MAX_HIDDEN_UNITS)),
+    calibration=st.text(max_size=200),
+)
+
+
+@given(specs)
+def test_a_spec_survives_and_has_one_byte_form(spec):
+    data = encode_spec(spec)
+    assert decode_spec(data) == spec
+    assert encode_spec(decode_spec(data)) == data
+
+
+def test_the_defaults_are_those_of_the_method():
+    assert SPEC.router == RouterSettings(kappa=10.0, tau=1.0, top_k=1, ridge=1e-4, prior="uniform", renormalise=False)
+    assert (SPEC.expert.kind, SPEC.expert.hidden, SPEC.input.kind, SPEC.router.kind) == (
+        "mlp",
+        8,
+        "image",
+        "ridge",
+    )
+
+
+def test_the_bytes_are_canonical_json_and_the_mesh_is_their_digest():
+    data = encode_spec(SPEC)
+    assert data == json.dumps(json.loads(data), sort_keys=True, separators=(",", ":")).encode()
+    assert json.loads(data)["input"] == {"kind": "image", "channels": 1, "pixels": 32}
+    assert mesh_id_of(data) == digest_of(data)
+    renamed = msgspec.structs.replace(SPEC, calibration="another set")
+    assert mesh_id_of(encode_spec(renamed)) != mesh_id_of(data)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["schema"], "modulemesh.spec/2"),
+        (["name"], ""),
+        (["trunk"], "abc"),
+        (["feature_dim"], 0),
+        (["feature_dim"], 1.5),
+        (["input", "kind"], "tokens"),
+        (["input", "channels"], 0),
+        (["input", "pixels"], 5000),
+        (["router", "kind"], "mlp"),
+        (["router", "tau"], 0),
+        (["router", "kappa"], -1),
+        (["router", "top_k"], 0),
+        (["router", "ridge"], 1e300),
+        (["router", "prior"], "flat"),
+        (["expert", "hidden"], 0),
+        (["novelty"], 1),
+        (["router", "novelty"], 1),
+        (["calibration"], "x" * 3000),
+    ],
+)
+def test_a_setting_out_of_its_range_or_unknown_is_refused(path, value):
+    document = json.loads(encode_spec(SPEC))
+    inner = document
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    with pytest.raises(MalformedSpec):
+        decode_spec(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize(
+    "change", [{"feature_dim": -1}, {"router": RouterSettings(tau=0.0)}, {"calibration": "x" * 20_000}]
+)
+def test_a_spec_that_nobody_could_read_is_not_written(change):
+    with pytest.raises(MalformedSpec):
+        encode_spec(msgspec.structs.replace(SPEC, **change))
+
+
+@given(st.one_of(st.binary(max_size=100), st.integers(0, 3000).map(lambda depth: b"[" * depth)))
+def test_garbage_is_refused(data):
+    with pytest.raises(MalformedSpec):
+        decode_spec(data)
+
+
+def test_a_setting_missing_is_refused():
+    document = json.loads(encode_spec(SPEC))
+    del document["trunk"]
+    with pytest.raises(MalformedSpec):
+        decode_spec(json.dumps(document).encode())
+    with pytest.raises(MalformedSpec):
+        decode_spec(b" " * (limits.MAX_SPEC_BYTES + 1))
