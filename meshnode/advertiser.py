@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 
 from meshnode.transport.interface import Transport
+from protocol.errors import RecordRefused
 from protocol.identifiers import PeerId
 from protocol.records import PeerRecord, record_key, seal_record
 from protocol.signing import SigningKey
@@ -64,7 +65,10 @@ class Advertiser:
         now_s = self._transport.now_s()
         record = self._describe(now_s, now_s + self._ttl_s, leaving)
         sealed = seal_record(record, self._key)
-        self._published(sealed, record.peer_id)
+        try:
+            self._published(sealed, record.peer_id)
+        except RecordRefused as refusal:
+            log.warning("this node's record: %s; was the clock set back? Peers may refuse it too", refusal)
         key = record_key(record.mesh_id)
         stored = await self._transport.publish(key, record.peer_id, sealed, expires_at=record.expires_at)
         if not stored:

@@ -6,7 +6,7 @@ Whoever sends a blob need not be trusted: what arrives is what the digest names,
 from collections.abc import Iterable
 
 from meshnode.transport.interface import Transport
-from protocol.errors import BlobCorrupt, CallFailed, MalformedMessage, RefusedInput, UnknownBlob
+from protocol.errors import BlobCorrupt, MalformedMessage, ModuleMeshError, UnknownBlob
 from protocol.framing import Frame
 from protocol.identifiers import Digest, PeerId, digest_of
 from protocol.limits import BLOB_CHUNK_BYTES, MAX_BLOB_BYTES
@@ -25,7 +25,7 @@ async def fetch_blob(transport: Transport, peer_id: PeerId, digest: Digest, *, t
     Raises:
         UnknownBlob: The peer has no such blob.
         BlobCorrupt: What it sent is something else.
-        CallFailed, RefusedInput: It did not answer, or not properly.
+        ModuleMeshError: It did not answer, or not properly.
     """
     received = bytearray()
     total_bytes = None
@@ -54,10 +54,10 @@ async def fetch_from_any(
     Raises:
         UnknownBlob: None of them did; the last failure is its cause.
     """
-    failure: CallFailed | RefusedInput | None = None
+    failure: ModuleMeshError | None = None
     for peer_id in peer_ids:
         try:
             return await fetch_blob(transport, peer_id, digest, timeout_s=timeout_s)
-        except (CallFailed, RefusedInput) as exc:
+        except ModuleMeshError as exc:
             failure = exc
     raise UnknownBlob(digest) from failure

@@ -38,6 +38,9 @@ __all__ = ["MeshClient"]
 
 CALL_TIMEOUT_S = 5.0
 
+REFRESH_S = 2.0
+"""How often a client looks again who hosts what: well within the life of any lease."""
+
 
 class MeshClient:
     """A connected client; made by `join`, closed by leaving its ``async with`` block."""
@@ -88,11 +91,15 @@ class MeshClient:
                     mesh, _ = await pull_mesh(state, transport, wanted=mesh_id, timeout_s=CALL_TIMEOUT_S)
             except TimeoutError as exc:
                 raise Timeout("joining a mesh", timeout_s) from exc
-            directory = Directory(transport, mesh.mesh_id, refresh_s=CALL_TIMEOUT_S)
-            contributions = Contributions(state, compute, mesh.mesh_id, router_config(mesh.spec.router))
+            directory = Directory(transport, mesh.mesh_id, refresh_s=REFRESH_S)
+            contributions = Contributions(
+                state, compute, mesh.mesh_id, router_config(mesh.spec.router), feature_dim=mesh.spec.feature_dim
+            )
             inference = RoutedInference(mesh, lambda: contributions.view, directory, transport, compute)
             client = cls(mesh, directory, contributions, inference, transport)
             await client.refresh()
+            # The client may be closed by another task than the one that joined, which a task group does not allow.
+            stack.push_async_callback(_cancel, asyncio.create_task(client._keep_fresh(), name="mesh client"))
             client._resources = stack.pop_all()
         return client
 
@@ -108,8 +115,16 @@ class MeshClient:
         """Leave; a second time does nothing."""
         await self._resources.aclose()
 
+    async def _keep_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            await self.refresh()
+
     async def refresh(self) -> None:
-        """Look up who hosts what now, and take in what was contributed to the router since the last time."""
+        """Look up who hosts what now, and take in what was contributed to the router since the last time.
+
+        The client does this every two seconds by itself; call it to know what is true at this moment.
+        """
         await self._directory.refresh()
         await self._contributions.pull(self._transport, self._directory, timeout_s=CALL_TIMEOUT_S)
         await self._contributions.solve()
@@ -143,6 +158,11 @@ class MeshClient:
             Outputs by class name, and in ``calls`` which peer's expert answered which rows with what gate weight.
         """
         return await self._inference.predict(images, top_k=top_k, timeout_s=timeout_s)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
 
 
 async def _connect_any(transport: HivemindTransport, addresses: Sequence[str]) -> None:

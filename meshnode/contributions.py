@@ -17,7 +17,7 @@ from meshnode.compute import Compute
 from meshnode.directory import Directory
 from meshnode.state.state import State
 from meshnode.transport.interface import Transport
-from protocol.errors import ModuleMeshError
+from protocol.errors import ModuleMeshError, RecordRefused
 from protocol.identifiers import Digest, MeshId, PeerId
 from protocol.records import (
     RouterContribution,
@@ -54,13 +54,17 @@ class Contributions:
         compute: Where the router is solved.
         mesh_id: Contributions to any other mesh are refused: their features mean something else.
         config: How the router is solved.
+        feature_dim: D of the mesh's trunk; statistics of any other can never be summed with these.
     """
 
-    def __init__(self, state: State, compute: Compute, mesh_id: MeshId, config: RouterConfig) -> None:
+    def __init__(
+        self, state: State, compute: Compute, mesh_id: MeshId, config: RouterConfig, *, feature_dim: int
+    ) -> None:
         self._state = state
         self._compute = compute
         self._mesh_id = mesh_id
         self._config = config
+        self._feature_dim = feature_dim
         self._held: dict[ContributionKey, tuple[RouterContribution, bytes]] = {}
         self._statistics: dict[ContributionKey, ClassStatistics] = {}
         self._taken: dict[PeerId, Digest] = {}
@@ -74,8 +78,11 @@ class Contributions:
     async def load(self, *, now_s: float) -> None:
         """Take up what the state holds."""
         for sealed in self._state.contributions():
-            contribution = open_contribution(sealed, mesh_id=self._mesh_id, now_s=now_s)
-            await self._hold(contribution, sealed, self._state.blobs.get(contribution.statistics))
+            try:
+                contribution = open_contribution(sealed, mesh_id=self._mesh_id, now_s=now_s)
+                await self._hold(contribution, sealed, self._state.blobs.get(contribution.statistics))
+            except (RecordRefused, UnsafeStatistics) as refusal:
+                log.warning("a stored contribution is left out: %s", refusal)  # signed before the clock was set back
         await self._publish_index()
         await self.solve()
 
@@ -133,6 +140,8 @@ class Contributions:
         parsed = await self._compute.run(ClassStatistics.from_bytes, statistics)
         if dict(parsed.counts) != contribution.samples:
             raise UnsafeStatistics("the statistics count other samples than their signed contribution")
+        if parsed.feature_dim != self._feature_dim:
+            raise UnsafeStatistics(f"{parsed.feature_dim} features, the mesh's trunk has {self._feature_dim}")
         key = (contribution.peer_id, contribution.task)
         self._held[key] = (contribution, sealed)
         self._statistics[key] = parsed

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from meshnode.transport.interface import Transport
-from protocol.errors import RecordRefused
+from protocol.errors import MalformedIdentifier, RecordRefused
 from protocol.identifiers import ExpertUid, MeshId, PeerId, parse_peer_id
 from protocol.records import ExpertAdvert, PeerRecord, RecordBook, record_key
 
@@ -71,7 +71,7 @@ class Directory:
         for subkey, data in found.items():
             try:
                 self._book.accept(data, parse_peer_id(subkey), now_s)
-            except RecordRefused as refusal:
+            except (RecordRefused, MalformedIdentifier) as refusal:
                 log.debug("record of %s refused: %s", subkey, refusal)
         self._book.forget_expired(now_s)
         self.refreshed.set()

@@ -228,7 +228,9 @@ def exit_code_of(exc: BaseException) -> ExitCode:
     Named errors go by their code, KeyboardInterrupt is 130, and everything else (a bug, an OSError) is 1.
     """
     match exc:
-        case NodeError() | ModuleMeshError():
+        case NodeError():
+            return exc.exit_code
+        case ModuleMeshError():
             return exit_code_for(exc.code)
         case KeyboardInterrupt():
             return ExitCode.INTERRUPTED

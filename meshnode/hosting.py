@@ -25,6 +25,9 @@ from protocol.records import ExpertAdvert
 
 __all__ = ["Answer", "ExpertHost", "HostedExpert"]
 
+TRAINED = "trained"
+"""Cause of generations that the group does not have yet; what a restart finds of this cause is still to be averaged."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
@@ -99,8 +102,7 @@ class ExpertHost:
                 module=module,
                 generation=generation.number,
                 weights=generation.digest,
-                # What was learned before a restart may not have been averaged yet; one idle round costs little.
-                dirty=True,
+                dirty=generation.cause == TRAINED,
             )
 
     @property
@@ -180,17 +182,28 @@ class ExpertHost:
         expert = self.get(uid)
         async with expert.changed:
             missed = (expert.deltas or [])[deltas_applied:]
-            await self._commit(expert, vector + sum(missed, np.zeros_like(vector)), cause="trained", steps=steps)
+            await self._commit(expert, vector + sum(missed, np.zeros_like(vector)), cause=TRAINED, steps=steps)
             expert.dirty = True
 
-    async def apply_delta(self, uid: ExpertUid, delta: np.ndarray) -> None:
-        """Commit the outcome of a round: the group's mean minus the snapshot that went into it, float32 ``(P,)``."""
+    async def apply_delta(self, uid: ExpertUid, delta: np.ndarray, *, generation: int) -> bool:
+        """Commit the outcome of a round.
+
+        Args:
+            delta: The group's mean minus the snapshot that went into it, float32 ``(P,)``.
+            generation: The generation that the snapshot was of.
+
+        Returns: Whether a training run is under way that has to take the delta in. One that begins later, or began
+            while this was being committed, starts from weights that contain it.
+        """
         expert = self.get(uid)
         async with expert.changed:
-            if expert.deltas is not None:
-                expert.deltas.append(delta)
+            run = expert.deltas
+            if run is not None:
+                run.append(delta)
+            # What was committed since the snapshot, a checkpoint for instance, is in no mean yet.
+            expert.dirty = expert.generation != generation
             await self._commit(expert, self.snapshot(uid) + delta, cause="averaged")
-            expert.dirty = False
+            return run is not None and run is expert.deltas
 
     def snapshot(self, uid: ExpertUid) -> np.ndarray:
         """The served parameters as one vector, float32 ``(P,)``."""

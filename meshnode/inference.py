@@ -25,7 +25,7 @@ from meshnode.directory import Directory, ExpertListing
 from meshnode.hosting import ExpertHost
 from meshnode.mesh import Mesh
 from meshnode.transport.interface import Transport
-from protocol.errors import CallFailed, NoRoute, NotReady, RowsUnanswered
+from protocol.errors import ModuleMeshError, NoRoute, NotReady, RowsUnanswered
 from protocol.framing import Frame
 from protocol.identifiers import ExpertUid, PeerId
 from protocol.messages import Forward, ForwardReply
@@ -98,6 +98,8 @@ class RoutedInference:
         self._transport = transport
         self._compute = compute
         self._host = host
+        self._turn = 0
+        """Calls so far; successive ones begin at successive replicas, so that these share the load."""
 
     async def predict(self, images: np.ndarray, *, timeout_s: float, top_k: int | None = None) -> Prediction:
         """Answer a batch of images.
@@ -166,7 +168,7 @@ class RoutedInference:
             response, error = None, None
             try:
                 response = await self._ask_replica(listing, peer_id, rows_features, left_s)
-            except CallFailed as failure:
+            except ModuleMeshError as failure:  # whatever a peer answers with is its failure, never the query's
                 error = str(failure)
                 self._directory.note_failure(peer_id)
             call = Call(
@@ -186,12 +188,15 @@ class RoutedInference:
         return None, calls
 
     def _replicas(self, listing: ExpertListing) -> Sequence[tuple[PeerId, str]]:
-        """Whom to ask, in order: this process, then peers that answered last time, then those that did not."""
+        """Whom to ask, in order: this process, then its peers in turn, those that lately failed last."""
         peers = [(replica.peer_id, replica.peer_name) for replica in listing.replicas]
         if self._host is not None and listing.uid in self._host.experts:
             mine = self._transport.peer_id
             return [(mine, "self"), *(peer for peer in peers if peer[0] != mine)]
-        return sorted(peers, key=lambda peer: self._directory.recently_failed(peer[0]))
+        self._turn += 1
+        first = self._turn % len(peers)
+        in_turn = peers[first:] + peers[:first]
+        return sorted(in_turn, key=lambda peer: self._directory.recently_failed(peer[0]))
 
     async def _ask_replica(
         self, listing: ExpertListing, peer_id: PeerId, features_BD: np.ndarray, left_s: float

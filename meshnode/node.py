@@ -201,6 +201,8 @@ class Node:
             "traffic": {
                 "sent_bytes": transport.traffic.sent_bytes,
                 "received_bytes": transport.traffic.received_bytes,
+                "sent": dict(transport.traffic.sent),
+                "received": dict(transport.traffic.received),
             },
             "uptime_s": round(time.time() - self._began_s, 1),
             "version": __version__,

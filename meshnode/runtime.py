@@ -78,7 +78,9 @@ class MeshRuntime:
         self.mesh = mesh
         self.directory = Directory(transport, mesh.mesh_id, refresh_s=config.net.refresh_s)
         self.host = ExpertHost(state, compute, device=device.used)
-        self.contributions = Contributions(state, compute, mesh.mesh_id, router_config(mesh.spec.router))
+        self.contributions = Contributions(
+            state, compute, mesh.mesh_id, router_config(mesh.spec.router), feature_dim=mesh.spec.feature_dim
+        )
         self.advertiser = Advertiser(
             transport, key, self._describe, ttl_s=config.net.record_ttl_s, published=self.directory.take
         )
@@ -172,10 +174,10 @@ class MeshRuntime:
             await asyncio.sleep(COLLECT_GARBAGE_S)
             await asyncio.to_thread(self._state.collect_garbage)
 
-    async def _apply_delta(self, uid: ExpertUid, delta: np.ndarray) -> None:
+    async def _apply_delta(self, uid: ExpertUid, delta: np.ndarray, generation: int) -> None:
         """A committed round changes the served replica and, if it is being trained, the training run."""
-        await self.host.apply_delta(uid, delta)
-        await self.trainer.add_delta(uid, delta)
+        if await self.host.apply_delta(uid, delta, generation=generation):
+            await self.trainer.add_delta(uid, delta)
 
     def _describe(self, issued_at: float, expires_at: float, leaving: bool) -> PeerRecord:
         served = self.host.experts.values() if self._config.serve.enabled else ()

@@ -7,7 +7,7 @@ no such limits, and an extension type nested a few thousand times is what crashe
 
 from typing import Any, TypeVar, cast
 
-import msgpack  # type: ignore[import-untyped]  # it ships no stubs
+import msgpack
 import msgspec
 
 from protocol import limits

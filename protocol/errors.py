@@ -5,7 +5,6 @@ from the wire says what the original said. Two families help those who catch: `R
 the bytes, `CallFailed` means that another replica may still answer.
 """
 
-
 import typing
 from dataclasses import dataclass, fields
 from enum import StrEnum

@@ -24,7 +24,6 @@ __all__ = [
     "MAX_ERROR_TEXT_CHARS",
     "MAX_EXPERTS_PER_RECORD",
     "MAX_FRAME_BYTES",
-    "MAX_GROUP_MEMBERS",
     "MAX_HIDDEN_UNITS",
     "MAX_KIND_CHARS",
     "MAX_LINEAGE",
@@ -126,9 +125,7 @@ MAX_SPEC_TEXT_CHARS: Final = 2048
 """The free text that says what a spec was calibrated on."""
 
 # --- rounds ---
-MAX_GROUP_MEMBERS: Final = 64
-"""Replicas in one all-reduce; every member talks to every other, so work grows with the square."""
 MAX_ATTEMPTS_PER_ROUND: Final = 64
-"""Each attempt drops at least one silent member, so a group cannot need more."""
+"""An attempt that fails takes a second or more, and all of them must fit one period."""
 OUTCOME_GRACE_S: Final = 2.0
 """How long answers about a round's outcome are awaited: a live peer's control call takes under 0.1 s."""

@@ -53,6 +53,13 @@ class AccuracyMatrix:
             raise SettingOutOfRange("accuracy", accuracy, allowed="in [0, 1]")
         self._entries[after_task, on_task] = accuracy
 
+    def row(self, after_task: int) -> tuple[float, ...]:
+        """a[t][i] for every task i up to t = ``after_task``.
+
+        Raises: KeyError: If one of them is not recorded.
+        """
+        return tuple(self._entries[after_task, task] for task in range(after_task + 1))
+
     def average_accuracy(self) -> float:
         """Mean over all tasks after the last one.
 

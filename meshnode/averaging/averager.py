@@ -38,7 +38,8 @@ MAX_REMEMBERED_ROUNDS = 512
 log = logging.getLogger(__name__)
 
 V = TypeVar("V")
-ApplyDelta = Callable[[ExpertUid, np.ndarray], Awaitable[None]]
+ApplyDelta = Callable[[ExpertUid, np.ndarray, int], Awaitable[None]]
+"""(expert, delta, generation of the snapshot that went into the round)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +72,8 @@ class Averager:
         self._config = config
         self._apply = apply
         self._drivers: dict[RoundId, RoundDriver] = {}
-        self._early: dict[RoundId, list[Event]] = {}
+        self._early: dict[RoundId, dict[PeerId, Event]] = {}
+        self._under_way: set[ExpertUid] = set()
         self.results: Counter[str] = Counter()
         """Rounds by result: "committed", or why they were abandoned. Rounds with nothing to do are not counted."""
         self.last_committed: dict[ExpertUid, tuple[int, tuple[PeerId, ...]]] = {}
@@ -83,16 +85,27 @@ class Averager:
             while True:
                 period_s = self._config.period_s
                 number = round_number(self._transport.now_s(), period_s) + 1
-                await asyncio.sleep(max(0.0, round_start(number, period_s) - self._transport.now_s()))
+                # A timer may fire a little early (uvloop's count milliseconds), and a round must not begin twice.
+                while (early_s := round_start(number, period_s) - self._transport.now_s()) > 0:
+                    await asyncio.sleep(early_s)
                 rounds.create_task(self.run_round(number), name=f"averaging round {number}")
 
     async def run_round(self, number: int) -> None:
         """Average every hosted expert that has other replicas, all at the same time."""
         async with asyncio.TaskGroup() as experts:
-            for uid in list(self._host.experts):
+            # An expert whose last round is still under way sits this one out: a snapshot taken before that round's
+            # delta is in would bring the same difference into the mean a second time.
+            for uid in self._host.experts.keys() - self._under_way:
                 experts.create_task(self._average(uid, number), name=f"average {uid[:12]}")
 
     async def _average(self, uid: ExpertUid, number: int) -> None:
+        self._under_way.add(uid)
+        try:
+            await self._run_attempts(uid, number)
+        finally:
+            self._under_way.discard(uid)
+
+    async def _run_attempts(self, uid: ExpertUid, number: int) -> None:
         records = self._directory.records()
         members = group_of(uid, records, number=number, period_s=self._config.period_s)
         for attempt in range(2):
@@ -106,6 +119,7 @@ class Averager:
 
     async def _attempt(self, round_id: RoundId, members: tuple[PeerId, ...]) -> AttemptResult:
         uid = round_id.expert
+        generation = self._host.get(uid).generation
         driver = RoundDriver(
             self._transport,
             round_id,
@@ -116,9 +130,9 @@ class Averager:
         _remember(self._drivers, round_id, driver)
 
         async def commit(delta: np.ndarray) -> None:
-            await self._apply(uid, delta)
+            await self._apply(uid, delta, generation)
 
-        early = self._early.pop(round_id, [])
+        early = list(self._early.pop(round_id, {}).values())
         return await driver.run(dirty=self._host.get(uid).dirty, early=early, commit=commit)
 
     def _count(self, uid: ExpertUid, number: int, members: tuple[PeerId, ...], result: AttemptResult) -> None:
@@ -136,7 +150,7 @@ class Averager:
             case RoundProposal():
                 event = ProposalReceived(sender, message.group_digest, message.ready, message.dirty)
                 if driver is None:
-                    _remember(self._early, message.round, [*self._early.get(message.round, []), event])
+                    _remember(self._early, message.round, self._early.get(message.round, {}) | {sender: event})
                 else:
                     driver.feed(event)
                 return Ack()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from meshnode.transport.interface import Reduced, ReduceGroup, Transport
-from protocol.errors import CallFailed
+from protocol.errors import ModuleMeshError
 from protocol.framing import Frame
 from protocol.identifiers import PeerId
 from protocol.membership import group_digest
@@ -154,7 +154,7 @@ class RoundDriver:
         while True:
             try:
                 reply = await self._call(peer_id, message)
-            except CallFailed:
+            except ModuleMeshError:  # whatever a peer answers with must not end this node's rounds
                 if self.round.ended:
                     return
                 await asyncio.sleep(RESEND_S)
@@ -168,7 +168,7 @@ class RoundDriver:
     async def _ask(self, peer_id: PeerId) -> None:
         try:
             reply = await self._call(peer_id, RoundOutcomeQuery(round=self.round.round_id))
-        except CallFailed:
+        except ModuleMeshError:
             reply = None
         if isinstance(reply, RoundOutcome):
             self.feed(OutcomeLearned(peer_id, reply.outcome))

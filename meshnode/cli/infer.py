@@ -7,7 +7,6 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from meshnode.cli.human import printable
 from meshnode.cli.output import listing
 from meshnode.cli.session import Session
 
@@ -66,14 +65,14 @@ def _answer(document: Mapping[str, Any], *, explain: bool) -> RenderableType:
         (
             hop["row"],
             hop["expert"][:12],
-            hop["peer"],
+            hop.get("peer_name", hop["peer"]),
             f"{hop['gate']:.3f}",
             f"{hop['ms']:.1f}",
             "yes" if hop["ok"] else "no",
         )
         for hop in document["route"]
     ]
-    elapsed = Text(f"{printable(document['elapsed_ms'])} ms in all")
+    elapsed = Text(f"{document['elapsed_ms']:.1f} ms in all")
     return Group(
         predictions,
         Text(),

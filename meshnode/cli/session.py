@@ -1,15 +1,12 @@
 """What one invocation of the command was told by its global options."""
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import typer
 
+from meshnode.cli.client import ApiClient
 from meshnode.cli.output import Output
 from meshnode.home import Home
-
-if TYPE_CHECKING:
-    from meshnode.cli.client import ApiClient
 
 __all__ = ["Session"]
 
@@ -30,8 +27,6 @@ class Session:
         assert isinstance(session, Session)
         return session
 
-    def client(self) -> "ApiClient":
+    def client(self) -> ApiClient:
         """A client of the daemon. Raises DaemonNotRunning, or Refused if its key cannot be read."""
-        from meshnode.cli.client import ApiClient  # noqa: PLC0415  # httpx costs more than the rest of the command
-
         return ApiClient.of_home(self.home, self.api_url)

@@ -11,6 +11,7 @@ import numpy as np
 
 from experts.continual.replay import ReservoirBuffer
 from experts.data.dataset import ImageDataset
+from experts.errors import CorruptState
 from experts.generators import torch_generator
 from meshnode.home import write_atomically
 
@@ -35,7 +36,10 @@ class ReplayMemory:
         self._path = path
         self._tasks: list[str] = []
         if path.exists():
-            saved = msgspec.msgpack.decode(path.read_bytes(), type=_Saved)
+            try:
+                saved = msgspec.msgpack.decode(path.read_bytes(), type=_Saved)
+            except msgspec.DecodeError as exc:
+                raise CorruptState("replay memory", reason=str(exc)) from exc
             self._tasks, self._buffer = saved.tasks, ReservoirBuffer.from_bytes(saved.buffer)
         else:
             self._buffer = ReservoirBuffer(capacity, torch_generator(seed, "replay"))

@@ -1,8 +1,8 @@
 """hivemind's butterfly all-reduce inside the node's own loop, with an honest account of what it did.
 
 `AllReduceRunner` is used as it is. What is added: runs are found by their group id without a leader, so that a
-partner's parts may arrive before this node has started its own run; and the result says whether *this* member saw every part of
-every member (`Reduced.full`), which the runner itself does not.
+partner's parts may arrive before this node has started its own run; and the result says whether *this* member saw
+every part of every member (`Reduced.full`), which the runner itself does not.
 """
 
 import asyncio

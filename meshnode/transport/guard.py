@@ -2,7 +2,8 @@
 
 hivemind's DHT stores whatever anyone sends. This validator runs on every store and every answer to a look-up: the
 subkey must be a peer id, the value a record signed by that peer, the key the one that the record's mesh has, the
-expiry the signed one, and there are no values without a subkey. A replay of an older record loses by its earlier expiry.
+expiry the signed one, and there are no values without a subkey. A replay of an older record loses by its earlier
+expiry.
 """
 
 from typing import Any

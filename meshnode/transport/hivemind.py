@@ -21,6 +21,7 @@ from hivemind.utils.logging import use_hivemind_log_handler
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.timed_storage import get_dht_time
 
+from meshnode.errors import NodeError
 from meshnode.transport.allreduce import AllReduce
 from meshnode.transport.guard import SignedRecordsOnly
 from meshnode.transport.interface import FrameHandler, Reduced, ReduceGroup, Traffic
@@ -53,11 +54,13 @@ use_hivemind_log_handler("nowhere")
 logging.getLogger("hivemind").setLevel(logging.CRITICAL)
 
 
-class TransportFailed(Exception):
+class TransportFailed(NodeError):
     """p2pd could not be started or has ended; `reason` is its own last word."""
 
+    code = "transport_failed"
+
     def __init__(self, reason: str) -> None:
-        super().__init__(reason)
+        super().__init__(f"the connection to the network failed: {reason}", hint="Start the node again.")
         self.reason = reason
 
 
@@ -237,8 +240,8 @@ class HivemindTransport:
         # What goes out and comes back is counted by the all-reduce's own arithmetic: each member sends every part
         # but its own to the part's reducer and gets it back, and returns the parts that it reduces.
         wire_bytes = 2 * vector.nbytes * (len(group.members) - 1) // len(group.members)
-        self._traffic.sent_bytes += wire_bytes
-        self._traffic.received_bytes += wire_bytes
+        self._traffic.sent["averaging"] += wire_bytes
+        self._traffic.received["averaging"] += wire_bytes
         return await self._reductions.run(group, vector, timeout_s=timeout_s)
 
     async def wait_failed(self) -> str:

@@ -2,19 +2,32 @@
 
 Everything above speaks to a `Transport`: signed records go to the DHT under a key, frames go to a peer and come back,
 and a vector is all-reduced in a group. `HivemindTransport` does it over libp2p, `MemoryTransport` in one process.
-Whatever the network raises is translated here into the errors of `protocol.errors`; no foreign exception crosses the seam.
+Whatever the network raises is translated here into the errors of `protocol.errors`; no foreign exception crosses the
+seam.
 """
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from protocol.framing import Frame
 from protocol.identifiers import PeerId
+from protocol.messages import (
+    BlobGet,
+    BlobPart,
+    Forward,
+    ForwardReply,
+    Message,
+    RoundAttestation,
+    RoundOutcome,
+    RoundOutcomeQuery,
+    RoundProposal,
+)
 
-__all__ = ["FrameHandler", "ReduceGroup", "Reduced", "Traffic", "Transport"]
+__all__ = ["FrameHandler", "ReduceGroup", "Reduced", "Traffic", "Transport", "kind_of"]
 
 FrameHandler = Callable[[PeerId, Frame], Awaitable[Frame]]
 """Answers one request. The peer id comes from the encrypted session, so it can be believed."""
@@ -27,8 +40,17 @@ class Traffic:
     The DHT's traffic is hivemind's and is not counted; what is said here is a lower bound of what a router would see.
     """
 
-    sent_bytes: int = 0
-    received_bytes: int = 0
+    sent: Counter[str] = field(default_factory=Counter)
+    """Bytes by kind: "averaging", "blobs", "control" and "inference"."""
+    received: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def sent_bytes(self) -> int:
+        return self.sent.total()
+
+    @property
+    def received_bytes(self) -> int:
+        return self.received.total()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +73,19 @@ class Reduced:
     delta: np.ndarray
     """Mean of the group minus the vector given, float32 ``(P,)``."""
     full: bool
+
+
+def kind_of(message: Message) -> str:
+    """The kind of traffic a message belongs to."""
+    match message:
+        case Forward() | ForwardReply():
+            return "inference"
+        case BlobGet() | BlobPart():
+            return "blobs"
+        case RoundProposal() | RoundAttestation() | RoundOutcomeQuery() | RoundOutcome():
+            return "averaging"
+        case _:
+            return "control"
 
 
 class Transport(Protocol):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from meshnode.transport.interface import FrameHandler, Reduced, ReduceGroup, Traffic
+from meshnode.transport.interface import FrameHandler, Reduced, ReduceGroup, Traffic, kind_of
 from protocol.addresses import parse_address
 from protocol.errors import CallTimeout, ModuleMeshError, NotReady, PeerUnreachable, error_from_wire
 from protocol.framing import Frame, decode_frame, encode_frame
@@ -71,6 +71,8 @@ class MemoryNetwork:
         await asyncio.sleep(self.delay_s)
         if self._rng.random() < self.loss_ratio:
             await asyncio.Event().wait()  # lost: nobody will ever answer
+        if not self._reachable(sender, receiver):
+            raise PeerUnreachable(receiver)
         reply = await self._nodes[receiver]._answer(sender, frame)
         await asyncio.sleep(self.delay_s)
         if not self._reachable(sender, receiver):
@@ -141,27 +143,28 @@ class MemoryTransport:
 
     async def call(self, peer_id: PeerId, request: Frame, *, timeout_s: float) -> Frame:
         data = b"".join(encode_frame(request))
-        self._traffic.sent_bytes += len(data)
+        self._traffic.sent[kind_of(request.message)] += len(data)
         try:
             async with asyncio.timeout(timeout_s):
                 reply = await self._network._deliver(self._peer_id, peer_id, data)
         except TimeoutError as exc:
             raise CallTimeout(peer_id, type(request.message).__name__, timeout_s) from exc
-        self._traffic.received_bytes += len(reply)
         frame = decode_frame(reply)
+        self._traffic.received[kind_of(frame.message)] += len(reply)
         if isinstance(frame.message, ErrorReply):
             error = frame.message
             raise error_from_wire(error.code, error.message, error.data, peer_id=peer_id)
         return frame
 
     async def _answer(self, sender: PeerId, data: bytes) -> bytes:
-        self._traffic.received_bytes += len(data)
+        request = decode_frame(data)
+        self._traffic.received[kind_of(request.message)] += len(data)
         try:
-            reply = await self._handler(sender, decode_frame(data))
+            reply = await self._handler(sender, request)
         except ModuleMeshError as error:
             reply = Frame(error_reply(error))
         encoded = b"".join(encode_frame(reply))
-        self._traffic.sent_bytes += len(encoded)
+        self._traffic.sent[kind_of(reply.message)] += len(encoded)
         return encoded
 
     async def publish(self, key: str, subkey: str, value: bytes, *, expires_at: float) -> bool:

@@ -9,7 +9,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 
-from meshnode.transport.interface import Traffic
+from meshnode.transport.interface import Traffic, kind_of
 from protocol.framing import PREFIX_BYTES, Frame, decode_parts, encode_frame, frame_lengths
 from protocol.identifiers import PeerId
 
@@ -31,14 +31,15 @@ async def read_frame(reader: asyncio.StreamReader, traffic: Traffic) -> Frame:
     prefix = await reader.readexactly(PREFIX_BYTES)
     header_bytes, body_bytes = frame_lengths(prefix)
     header, body = await reader.readexactly(header_bytes), await reader.readexactly(body_bytes)
-    traffic.received_bytes += len(prefix) + header_bytes + body_bytes
-    return decode_parts(header, body)
+    frame = decode_parts(header, body)
+    traffic.received[kind_of(frame.message)] += len(prefix) + header_bytes + body_bytes
+    return frame
 
 
 async def write_frame(writer: asyncio.StreamWriter, frame: Frame, traffic: Traffic) -> None:
     parts = encode_frame(frame)
     writer.writelines(parts)
-    traffic.sent_bytes += sum(len(part) for part in parts)
+    traffic.sent[kind_of(frame.message)] += sum(len(part) for part in parts)
     await writer.drain()
 
 

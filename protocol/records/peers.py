@@ -118,8 +118,7 @@ def inspect_record(data: bytes, *, subkey: PeerId) -> PeerRecord:
     if not signer == record.peer_id == subkey:
         detail = f"signed by {signer}, claims {record.peer_id}, stored for {subkey}"
         raise RecordRefused(RecordRefusal.WRONG_OWNER, detail)
-    # To the millisecond: the difference of two moments in float64 may be off by a quarter of a microsecond.
-    ttl_s = round(record.expires_at - record.issued_at, 3)
+    ttl_s = record.expires_at - record.issued_at
     if ttl_s <= 0:
         raise RecordRefused(RecordRefusal.MALFORMED, "expires before it is issued")
     if ttl_s > limits.MAX_RECORD_TTL_S:

@@ -23,7 +23,7 @@ the others abandon, and the lost member is stale when it returns.
 What the driver does:
 
 - It makes the round at the first sight of its id, since proposals and attestations may come before this
-  member has begun, and calls ``start`` later. It keeps the round for a while after its end, to answer queries.
+  member has begun, and calls ``start`` later. It keeps the round for a while after its end, to be asked.
 - It delivers `DeadlinePassed` at ``Round.deadline_s``, which moves once.
 - It sends proposals and attestations again until they are acknowledged or the round has ended; a query it
   sends once. An acknowledged attestation is `AttestationDelivered`, an outcome in a reply is

@@ -64,6 +64,7 @@ def test_a_signature_holds_for_its_key_domain_and_payload_only(key, other_key):
         (key.public_bytes, "record", b"another", signature),
         (key.public_bytes, "record", b"payload", signature[:-1] + bytes([signature[-1] ^ 1])),
         (key.public_bytes, "record", b"payload", b""),
+        (key.public_bytes, "recor", b"dpayload", signature),
         (key.public_bytes, "recor", b"d\0payload", signature),
         (b"", "record", b"payload", signature),
         (key.public_bytes + b"\0", "record", b"payload", signature),

@@ -1,0 +1,350 @@
+"""Rounds without a leader: the mean of all, added to what was learned meanwhile, or nothing at all."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import equations
+import numpy as np
+import pytest
+from mesh_in_memory import MemoryNode, announce_all, key_of, memory_network, memory_nodes
+
+from meshnode.averaging import driver as driver_module
+from meshnode.averaging.averager import MAX_REMEMBERED_ROUNDS, AveragerConfig
+from meshnode.transport.interface import FrameHandler, Reduced, ReduceGroup
+from protocol.errors import NoRoute
+from protocol.framing import Frame
+from protocol.identifiers import ExpertUid, PeerId, digest_of
+from protocol.membership import group_digest
+from protocol.messages import Ack, RoundAttestation, RoundId, RoundOutcome, RoundOutcomeQuery, RoundProposal
+
+PERIOD_S = 10.0
+PATIENT = AveragerConfig(period_s=PERIOD_S, timeout_s=20.0)
+"""For rounds that end by themselves."""
+SHORT = AveragerConfig(period_s=PERIOD_S, timeout_s=0.5)
+"""For rounds in which somebody is awaited in vain."""
+
+
+@asynccontextmanager
+async def group(
+    folder: Path, names: str, config: AveragerConfig
+) -> AsyncIterator[tuple[ExpertUid, tuple[MemoryNode, ...]]]:
+    """Nodes that hold replicas of one expert and know each other."""
+    async with memory_nodes(memory_network(), list(names), folder, averager=config) as nodes:
+        for node in nodes:
+            expert = await node.spawn("0", "1")
+        await announce_all(nodes)
+        yield expert.uid, nodes
+
+
+def round_number(nodes: Sequence[MemoryNode]) -> int:
+    return int(nodes[0].network.now_s // PERIOD_S)
+
+
+async def average(nodes: Sequence[MemoryNode], *, number: int | None = None) -> None:
+    if number is None:
+        number = round_number(nodes)
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(node.averager.run_round(number) for node in nodes))
+
+
+def mean_of(vectors: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array(equations.mean_of([vector.tolist() for vector in vectors]))
+
+
+def generations(uid: ExpertUid, nodes: Sequence[MemoryNode]) -> list[int]:
+    return [node.host.get(uid).generation for node in nodes]
+
+
+async def test_every_member_gets_the_mean_of_all(tmp_path: Path) -> None:
+    async with group(tmp_path, "abcd", PATIENT) as (uid, nodes):
+        learned = [await node.learn(uid, seed=seed) for seed, node in enumerate(nodes)]
+        await average(nodes)
+        for node in nodes:
+            assert np.allclose(node.host.snapshot(uid), mean_of(learned), atol=1e-6)
+            assert not node.host.get(uid).dirty
+            assert dict(node.averager.results) == {"committed": 1}
+            number, members = node.averager.last_committed[uid]
+            assert number == round_number(nodes)
+            assert members == tuple(sorted(other.peer_id for other in nodes))
+            assert node.state.ledger.generations(uid)[0].cause == "averaged"
+
+
+async def test_one_member_that_learned_is_enough(tmp_path: Path) -> None:
+    async with group(tmp_path, "abc", PATIENT) as (uid, nodes):
+        start = nodes[0].host.snapshot(uid)
+        learned = await nodes[0].learn(uid, seed=1)
+        await average(nodes)
+        for node in nodes:
+            assert np.allclose(node.host.snapshot(uid), mean_of([learned, start, start]), atol=1e-6)
+
+
+async def test_each_expert_is_averaged_by_those_that_hold_it(tmp_path: Path) -> None:
+    async with group(tmp_path, "abc", PATIENT) as (uid, nodes):
+        a, b, c = nodes
+        second = (await b.spawn("2", "3")).uid
+        await c.spawn("2", "3")
+        alone = (await a.spawn("4")).uid
+        await announce_all(nodes)
+        first = [await node.learn(uid, seed=seed) for seed, node in enumerate(nodes)]
+        pair = [await node.learn(second, seed=seed) for seed, node in enumerate((b, c))]
+        own = await a.learn(alone, seed=9)
+        await average(nodes)
+        for node in nodes:
+            assert np.allclose(node.host.snapshot(uid), mean_of(first), atol=1e-6)
+        for node in (b, c):
+            assert np.allclose(node.host.snapshot(second), mean_of(pair), atol=1e-6)
+        assert np.array_equal(a.host.snapshot(alone), own)
+        assert second not in a.averager.last_committed
+
+
+async def test_what_is_learned_during_a_round_is_kept_and_averaged_in_the_next(tmp_path: Path) -> None:
+    async with group(tmp_path, "abc", PATIENT) as (uid, nodes):
+        a = nodes[0]
+        before = [await node.learn(uid, seed=seed) for seed, node in enumerate(nodes)]
+        steps = np.random.default_rng(1).normal(size=len(before[0])).astype(np.float32)
+        reduce = a.transport.all_reduce
+
+        async def train_meanwhile(group: ReduceGroup, vector: np.ndarray, *, timeout_s: float) -> Reduced:
+            reduced = await reduce(group, vector, timeout_s=timeout_s)
+            await a.host.checkpoint(uid, before[0] + steps, deltas_applied=0, steps=5)
+            return reduced
+
+        a.transport.all_reduce = train_meanwhile  # type: ignore[method-assign]
+        await average(nodes)
+        a.transport.all_reduce = reduce  # type: ignore[method-assign]
+        assert np.allclose(a.host.snapshot(uid), mean_of(before) + steps, atol=1e-6)
+        for node in nodes[1:]:
+            assert np.allclose(node.host.snapshot(uid), mean_of(before), atol=1e-6)
+        # Nobody learns any more; the steps reach the others all the same.
+        await average(nodes, number=round_number(nodes) + 1)
+        for node in nodes:
+            assert np.allclose(node.host.snapshot(uid), mean_of(before) + steps / 3, atol=1e-6)
+
+
+async def test_when_nobody_learned_nothing_is_exchanged(tmp_path: Path) -> None:
+    async with group(tmp_path, "abc", PATIENT) as (uid, nodes):
+        await average(nodes)
+        assert generations(uid, nodes) == [1, 1, 1]
+        assert [dict(node.averager.results) for node in nodes] == [{}, {}, {}]
+        await nodes[0].learn(uid, seed=1)
+        await average(nodes, number=round_number(nodes) + 1)
+        await average(nodes, number=round_number(nodes) + 2)
+        assert generations(uid, nodes) == [3, 2, 2]
+
+
+@pytest.mark.parametrize("way", ["silent", "gone"])
+async def test_a_silent_member_stops_the_first_attempt_and_the_others_average_in_the_second(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with group(tmp_path, "abcd", SHORT) as (uid, nodes):
+        learned = [await node.learn(uid, seed=seed) for seed, node in enumerate(nodes)]
+        *survivors, lost = nodes
+        seen: list[tuple[int, list[int]]] = []
+        run = driver_module.RoundDriver.run
+
+        async def watched(self: driver_module.RoundDriver, **kwargs: object) -> driver_module.AttemptResult:
+            seen.append((self.round.round_id.attempt, generations(uid, survivors)))
+            return await run(self, **kwargs)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(driver_module.RoundDriver, "run", watched)
+        if way == "gone":
+            await lost.transport.aclose()
+        else:
+            lost.go_silent()
+        await average(survivors)
+        # When the second attempt began nobody had changed anything.
+        assert sorted(seen)[:3] == [(0, [2, 2, 2])] * 3
+        assert [attempt for attempt, _ in seen].count(1) == 3
+        assert min(number for attempt, then in seen if attempt == 1 for number in then) == 2
+        for node in survivors:
+            assert np.allclose(node.host.snapshot(uid), mean_of(learned[:-1]), atol=1e-6)
+            assert dict(node.averager.results) == {"partner_silent": 1, "committed": 1}
+            assert set(node.averager.last_committed[uid][1]) == {other.peer_id for other in survivors}
+        assert np.array_equal(lost.host.snapshot(uid), learned[-1])
+
+
+async def test_nobody_commits_when_the_exchange_was_not_full_for_one_member(tmp_path: Path) -> None:
+    async with group(tmp_path, "abc", PATIENT) as (uid, nodes):
+        learned = [await node.learn(uid, seed=seed) for seed, node in enumerate(nodes)]
+        reduce = nodes[1].transport.all_reduce
+
+        async def partial(group: ReduceGroup, vector: np.ndarray, *, timeout_s: float) -> Reduced:
+            reduced = await reduce(group, vector, timeout_s=timeout_s)
+            return Reduced(delta=reduced.delta, full=False)
+
+        nodes[1].transport.all_reduce = partial  # type: ignore[method-assign]
+        await average(nodes)
+        for node, vector in zip(nodes, learned, strict=True):
+            assert np.array_equal(node.host.snapshot(uid), vector)
+            assert node.host.get(uid).dirty
+            assert "committed" not in node.averager.results
+        nodes[1].transport.all_reduce = reduce  # type: ignore[method-assign]
+        await average(nodes, number=round_number(nodes) + 1)
+        for node in nodes:
+            assert np.allclose(node.host.snapshot(uid), mean_of(learned), atol=1e-6)
+
+
+async def test_nobody_commits_when_a_member_falls_silent_before_it_attests(tmp_path: Path) -> None:
+    async with group(tmp_path, "abc", SHORT) as (uid, nodes):
+        learned = [await node.learn(uid, seed=seed) for seed, node in enumerate(nodes)]
+        lost = nodes[2]
+        reduce = lost.transport.all_reduce
+
+        async def reduce_and_leave(group: ReduceGroup, vector: np.ndarray, *, timeout_s: float) -> Reduced:
+            reduced = await reduce(group, vector, timeout_s=timeout_s)
+            await asyncio.gather(*(node.transport.ping(lost.peer_id) for node in nodes))
+            lost.network.partition(frozenset(node.peer_id for node in nodes[:2]))
+            return Reduced(delta=reduced.delta, full=True)
+
+        lost.transport.all_reduce = reduce_and_leave  # type: ignore[method-assign]
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(node.averager.run_round(round_number(nodes)) for node in nodes))
+        # In the second attempt the two that are left agree with each other.
+        for node in nodes[:2]:
+            assert "committed" not in node.averager.results or node.averager.last_committed[uid][1] == tuple(
+                sorted(other.peer_id for other in nodes[:2])
+            )
+        assert np.array_equal(lost.host.snapshot(uid), learned[2])
+        both = [node.host.snapshot(uid) for node in nodes[:2]]
+        unchanged = all(np.array_equal(now, then) for now, then in zip(both, learned, strict=False))
+        assert unchanged or all(np.allclose(vector, mean_of(learned[:2]), atol=1e-6) for vector in both)
+
+
+async def test_nobody_commits_when_members_see_different_groups(tmp_path: Path) -> None:
+    async with memory_nodes(memory_network(), list("abc"), tmp_path, averager=SHORT) as nodes:
+        for node in nodes:
+            uid = (await node.spawn("0", "1")).uid
+        await announce_all(nodes[:2])
+        await nodes[2].announce()
+        for node in nodes[1:]:  # the first one does not hear of the third
+            await node.directory.refresh()
+        learned = [await node.learn(uid, seed=seed) for seed, node in enumerate(nodes)]
+        await average(nodes)
+        for node, vector in zip(nodes, learned, strict=True):
+            assert np.array_equal(node.host.snapshot(uid), vector)
+            assert "committed" not in node.averager.results
+        assert nodes[0].averager.results["differing_views"] == 1
+        assert nodes[1].averager.results["differing_views"] == 1
+
+
+async def test_members_may_begin_one_after_the_other(tmp_path: Path) -> None:
+    async with group(tmp_path, "abc", PATIENT) as (uid, nodes):
+        learned = [await node.learn(uid, seed=seed) for seed, node in enumerate(nodes)]
+        number = round_number(nodes)
+        async with asyncio.timeout(20), asyncio.TaskGroup() as rounds:
+            for node in nodes:
+                rounds.create_task(node.averager.run_round(number))
+                for _ in range(20):  # its proposals arrive before the next one has begun
+                    await asyncio.sleep(0)
+        for node in nodes:
+            assert np.allclose(node.host.snapshot(uid), mean_of(learned), atol=1e-6)
+
+
+async def test_a_lossy_network_changes_all_replicas_or_none(tmp_path: Path) -> None:
+    async with group(tmp_path, "abc", SHORT) as (uid, nodes):
+        nodes[0].network.loss_ratio = 0.2
+        for number in range(3):
+            before = [await node.learn(uid, seed=10 * number + seed) for seed, node in enumerate(nodes)]
+            committed = [node.averager.results["committed"] for node in nodes]
+            await average(nodes, number=round_number(nodes) + number)
+            for node, vector, had in zip(nodes, before, committed, strict=True):
+                if node.averager.results["committed"] == had:
+                    assert np.array_equal(node.host.snapshot(uid), vector)
+                else:
+                    members = node.averager.last_committed[uid][1]
+                    mean = mean_of([v for v, other in zip(before, nodes, strict=True) if other.peer_id in members])
+                    assert np.allclose(node.host.snapshot(uid), mean, atol=1e-6)
+
+
+async def refuse_oddly(sender: PeerId, request: Frame) -> Frame:
+    raise NoRoute()
+
+
+async def answer_with_outcome_of_another(sender: PeerId, request: Frame) -> Frame:
+    return Frame(RoundOutcome(round=RoundId(ExpertUid(digest_of(b"x")), 1, 0), outcome="unknown"))
+
+
+@pytest.mark.parametrize("answer", [refuse_oddly, answer_with_outcome_of_another])
+async def test_a_member_that_answers_nonsense_ends_no_node(tmp_path: Path, answer: FrameHandler) -> None:
+    async with group(tmp_path, "abc", SHORT) as (uid, nodes):
+        learned = [await node.learn(uid, seed=seed) for seed, node in enumerate(nodes)]
+        nodes[2].transport.serve(answer)
+        await average(nodes[:2])
+        for node, vector in zip(nodes[:2], learned, strict=False):
+            assert np.array_equal(node.host.snapshot(uid), vector) or node.averager.results["committed"] == 1
+
+
+async def test_an_ended_round_is_still_answered_for_and_an_unheard_one_is_unknown(tmp_path: Path) -> None:
+    async with group(tmp_path, "ab", PATIENT) as (uid, nodes):
+        await nodes[0].learn(uid, seed=1)
+        await average(nodes)
+        number = round_number(nodes)
+        a, b = nodes
+        ended, unheard = RoundId(uid, number, 0), RoundId(uid, number + 1, 0)
+        for round_id, outcome in ((ended, "committed"), (unheard, "unknown")):
+            reply = await a.averager.handle(b.peer_id, RoundOutcomeQuery(round=round_id))
+            assert reply == RoundOutcome(round=round_id, outcome=outcome)  # type: ignore[arg-type]
+        assert await a.averager.handle(b.peer_id, RoundAttestation(round=ended, full=True)) == Ack()
+        assert await a.averager.handle(b.peer_id, RoundAttestation(round=unheard, full=True)) == RoundOutcome(
+            round=unheard, outcome="unknown"
+        )
+
+
+async def test_a_stranger_cannot_end_a_round(tmp_path: Path) -> None:
+    async with group(tmp_path, "ab", PATIENT) as (uid, nodes):
+        await nodes[0].learn(uid, seed=1)
+        number = round_number(nodes)
+        stranger = key_of("stranger").peer_id
+        members = [node.peer_id for node in nodes]
+        round_id = RoundId(uid, number, 0)
+        for node in nodes:
+            wrong = group_digest(uid, number, 0, [*members, stranger])
+            await node.averager.handle(
+                stranger, RoundProposal(round=round_id, group_digest=wrong, ready=False, dirty=False)
+            )
+        await average(nodes)
+        assert [node.averager.results["committed"] for node in nodes] == [1, 1]
+
+
+async def test_what_strangers_say_of_rounds_is_remembered_only_up_to_a_bound(tmp_path: Path) -> None:
+    async with group(tmp_path, "a", PATIENT) as (uid, (a,)):
+        stranger = key_of("stranger").peer_id
+        for number in range(MAX_REMEMBERED_ROUNDS + 100):
+            for _ in range(3):
+                proposal = RoundProposal(
+                    round=RoundId(uid, number, 0), group_digest=digest_of(b""), ready=True, dirty=True
+                )
+                assert await a.averager.handle(stranger, proposal) == Ack()
+        assert sum(map(len, a.averager._early.values())) <= MAX_REMEMBERED_ROUNDS
+
+
+async def test_the_service_begins_each_round_once_and_not_before_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = AveragerConfig(period_s=0.05, timeout_s=0.05)
+    async with group(tmp_path, "a", config) as (_, (a,)):
+        begun: list[tuple[int, float]] = []
+        enough = asyncio.Event()
+
+        async def note(number: int) -> None:
+            begun.append((number, a.network.now_s))
+            if len(begun) == 4:
+                enough.set()
+
+        async def tick() -> None:
+            """The DHT's clock, slower than the one that timers go by."""
+            while True:
+                await asyncio.sleep(0.005)
+                a.network.now_s += 0.003
+
+        monkeypatch.setattr(a.averager, "run_round", note)
+        first = int(a.network.now_s // config.period_s) + 1
+        tasks = [asyncio.create_task(tick()), asyncio.create_task(a.averager.run())]
+        async with asyncio.timeout(5):
+            await enough.wait()
+        for task in tasks:
+            task.cancel()
+        assert [number for number, _ in begun] == [first, first + 1, first + 2, first + 3]
+        assert all(now_s >= number * config.period_s for number, now_s in begun)

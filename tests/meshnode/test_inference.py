@@ -1,0 +1,287 @@
+"""Routed inference over several nodes is the same computation as at one place, and goes round what is silent."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import equations
+import numpy as np
+import pytest
+from mesh_in_memory import (
+    MESH,
+    MemoryNode,
+    announce_all,
+    digits,
+    memory_network,
+    memory_node,
+    memory_nodes,
+    statistics_of,
+    tiny_trunk,
+)
+
+from experts.modules import probabilities
+from experts.trunk.base import features_of
+from meshnode.hosting import HostedExpert
+from meshnode.inference import RoutedInference
+from meshnode.transport.interface import FrameHandler
+from protocol.errors import MalformedTensor, NoRoute, NotReady, RowsUnanswered
+from protocol.framing import Frame
+from protocol.identifiers import PeerId
+from protocol.messages import Ack, Forward, ForwardReply
+
+IMAGES = digits("0", "1", "2", "3", test=True).images[:24]
+
+
+def locally(client: MemoryNode, experts: Sequence[HostedExpert], *, top_k: int) -> list[tuple[list[float], float]]:
+    """The mixture in plain loops, from the experts' modules themselves."""
+    assert client.contributions.view is not None
+    router = client.contributions.view.router
+    features = features_of(tiny_trunk(), IMAGES)
+    scores = router.scores(features).tolist()
+    outputs = {expert.uid: probabilities(expert.module, features).tolist() for expert in experts}
+    classes = sorted({name for expert in experts for name in expert.classes})
+    rows = []
+    for row, row_scores in enumerate(scores):
+        gates = equations.gate_weights(
+            dict(zip(router.classes, row_scores, strict=True)),
+            {expert.uid: expert.classes for expert in experts},
+            tau=MESH.spec.router.tau,
+            top_k=top_k,
+        )
+        answers = {
+            expert.uid: dict(zip(expert.classes, outputs[expert.uid][row], strict=True))
+            for expert in experts
+            if gates[expert.uid] > 0
+        }
+        rows.append(equations.mixture(gates, answers, classes, renormalise=False))
+    return rows
+
+
+@asynccontextmanager
+async def mesh_of(
+    folder: Path, hosted: Mapping[str, Sequence[Sequence[str]]]
+) -> AsyncIterator[tuple[MemoryNode, dict[str, MemoryNode]]]:
+    """A client that hosts nothing, and nodes that host these experts; everybody knows everybody."""
+    async with memory_nodes(memory_network(), ["client", *hosted], folder) as (client, *others):
+        nodes = dict(zip(hosted, others, strict=True))
+        for name, experts in hosted.items():
+            for classes in experts:
+                await nodes[name].spawn(*classes)
+        await client.contribute("t", statistics_of("0", "1", "2", "3", num_images=400))
+        await announce_all([client, *others])
+        yield client, nodes
+
+
+FIRST, SECOND = ("0", "1"), ("2", "3")
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+async def test_experts_on_two_machines_answer_like_the_same_computation_at_one_place(
+    tmp_path: Path, top_k: int
+) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST], "b": [SECOND]}) as (client, nodes):
+        experts = [expert for node in nodes.values() for expert in node.host.experts.values()]
+        prediction = await client.inference.predict(IMAGES, timeout_s=20, top_k=top_k)
+        expected = locally(client, experts, top_k=top_k)
+        assert prediction.classes == ("0", "1", "2", "3")
+        assert np.allclose(prediction.outputs_BC, [outputs for outputs, _ in expected], atol=1e-5)
+        assert np.allclose(prediction.missing_mass_B, 0.0)
+        assert prediction.predictions == tuple(
+            prediction.classes[int(np.argmax(outputs))] for outputs, _ in expected
+        )
+        # One call an expert, each row asked of as many experts as wanted.
+        assert {call.expert for call in prediction.calls} == {expert.uid for expert in experts}
+        assert len(prediction.calls) == 2
+        asked = sorted(row for call in prediction.calls for row in call.rows)
+        assert asked == sorted(list(range(len(IMAGES))) * top_k)
+
+
+async def test_the_meshs_own_setting_says_how_many_experts_are_asked(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST], "b": [SECOND]}) as (client, _):
+        prediction = await client.inference.predict(IMAGES, timeout_s=20)
+        assert sum(len(call.rows) for call in prediction.calls) == len(IMAGES) * MESH.spec.router.top_k
+
+
+async def test_calls_say_who_answered_which_rows_with_what_gate_weight(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST], "b": [SECOND]}) as (client, nodes):
+        prediction = await client.inference.predict(IMAGES, timeout_s=20, top_k=2)
+        by_peer = {call.peer_id: call for call in prediction.calls}
+        for name, node in nodes.items():
+            call = by_peer[node.peer_id]
+            assert (call.peer_name, call.error) == (name, None)
+            assert call.expert in node.host.experts
+        mass = np.zeros(len(IMAGES))
+        for call in prediction.calls:
+            mass[list(call.rows)] += call.gates
+        assert np.allclose(mass, prediction.outputs_BC.sum(axis=1), atol=1e-5)
+
+
+async def test_an_expert_of_this_process_is_asked_without_the_network(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST, SECOND]}) as (_, nodes):
+        node = nodes["a"]
+        await node.contribute("t", statistics_of("0", "1", "2", "3", num_images=400))
+        node.network.partition(frozenset())
+        sent_bytes = node.transport.traffic.sent_bytes
+        prediction = await node.inference.predict(IMAGES, timeout_s=20, top_k=2)
+        assert node.transport.traffic.sent_bytes == sent_bytes
+        assert {call.peer_id for call in prediction.calls} == {node.peer_id}
+        expected = [outputs for outputs, _ in locally(node, list(node.host.experts.values()), top_k=2)]
+        assert np.allclose(prediction.outputs_BC, expected, atol=1e-5)
+
+
+async def refuse(sender: PeerId, request: Frame) -> Frame:
+    raise NotReady("not today")
+
+
+async def reject(sender: PeerId, request: Frame) -> Frame:
+    raise MalformedTensor("features", "not to my taste")
+
+
+async def answer_oddly(sender: PeerId, request: Frame) -> Frame:
+    raise NoRoute()
+
+
+async def mistake(sender: PeerId, request: Frame) -> Frame:
+    return Frame(Ack())
+
+
+def answering(probabilities_BC: np.ndarray, classes: tuple[str, ...] = FIRST) -> FrameHandler:
+    async def answer(sender: PeerId, request: Frame) -> Frame:
+        assert isinstance(request.message, Forward)
+        reply = ForwardReply(expert=request.message.expert, generation=1, weights="0" * 64, classes=classes)
+        return Frame(reply, {"probabilities": probabilities_BC})
+
+    return answer
+
+
+NUM_ROWS = len(IMAGES)
+FAILURES: dict[str, FrameHandler] = {
+    "refuses": refuse,
+    "rejects the request": reject,
+    "answers with an error that is not its to give": answer_oddly,
+    "answers with another message": mistake,
+    "answers for other classes": answering(np.full((NUM_ROWS, 2), 0.5, np.float32), ("0", "9")),
+    "answers other rows": answering(np.full((NUM_ROWS + 1, 2), 0.5, np.float32)),
+    "answers in another type": answering(np.full((NUM_ROWS, 2), 0.5, np.float64)),
+    "answers NaN": answering(np.full((NUM_ROWS, 2), np.nan, np.float32)),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES.keys())
+async def test_a_replica_that_fails_is_replaced_by_the_next(tmp_path: Path, failure: FrameHandler) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST], "b": [FIRST]}) as (client, nodes):
+        bad, good = nodes["a"], nodes["b"]
+        bad.transport.serve(failure)
+        client.directory.note_failure(good.peer_id)  # so that the bad one comes first
+        prediction = await client.inference.predict(IMAGES, timeout_s=20)
+        assert [(call.peer_id, call.error is None) for call in prediction.calls] == [
+            (bad.peer_id, False),
+            (good.peer_id, True),
+        ]
+        expected = [outputs for outputs, _ in locally(client, list(good.host.experts.values()), top_k=1)]
+        assert np.allclose(prediction.outputs_BC, expected, atol=1e-5)
+        # It is tried last from now on.
+        again = await client.inference.predict(IMAGES, timeout_s=20)
+        assert [call.peer_id for call in again.calls] == [good.peer_id]
+
+
+async def test_a_silent_replica_costs_a_part_of_the_deadline_and_no_answer(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST], "b": [FIRST], "c": [FIRST]}) as (client, nodes):
+        for name in "ab":
+            nodes[name].go_silent()
+        client.directory.note_failure(nodes["c"].peer_id)
+        began_s = time.monotonic()
+        prediction = await client.inference.predict(IMAGES, timeout_s=1.0)
+        assert time.monotonic() - began_s < 1.0
+        *silent, answered = prediction.calls
+        assert {call.peer_id for call in silent} == {nodes["a"].peer_id, nodes["b"].peer_id}
+        assert all(call.error for call in silent)
+        assert (answered.peer_id, answered.error) == (nodes["c"].peer_id, None)
+
+
+async def test_a_replica_that_has_left_the_network_is_replaced_at_once(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST], "b": [FIRST]}) as (client, nodes):
+        await nodes["a"].transport.aclose()
+        for _ in range(4):  # whichever comes first
+            prediction = await client.inference.predict(IMAGES, timeout_s=20)
+            assert prediction.calls[-1].peer_id == nodes["b"].peer_id
+
+
+async def test_when_all_replicas_are_silent_the_error_names_rows_and_experts(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST], "b": [FIRST], "c": [SECOND]}) as (client, nodes):
+        for name in "ab":
+            nodes[name].go_silent()
+        began_s = time.monotonic()
+        with pytest.raises(RowsUnanswered) as caught:
+            await client.inference.predict(IMAGES, timeout_s=0.3)
+        assert time.monotonic() - began_s < 2.0
+        (uid,) = nodes["a"].host.experts
+        answered = await client.inference.predict(IMAGES[[caught.value.rows[0]]], timeout_s=0.5, top_k=2)
+        assert caught.value.experts == (uid,)
+        features = features_of(tiny_trunk(), IMAGES)
+        assert client.contributions.view is not None
+        best = client.contributions.view.router.class_argmax(features)
+        assert {best[row] for row in caught.value.rows} <= set(FIRST)
+        assert 0 < len(caught.value.rows) < len(IMAGES)
+        # With a second expert asked, the row has an answer, and what is missing is said.
+        assert answered.missing_mass_B[0] > 0
+
+
+async def test_the_gate_weight_of_a_silent_expert_is_missing_mass(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST], "b": [SECOND]}) as (client, nodes):
+        nodes["a"].transport.serve(refuse)
+        prediction = await client.inference.predict(IMAGES, timeout_s=20, top_k=2)
+        (failed,) = [call for call in prediction.calls if call.error]
+        assert failed.peer_id == nodes["a"].peer_id
+        assert np.allclose(prediction.missing_mass_B[list(failed.rows)], failed.gates, atol=1e-6)
+        assert np.allclose(prediction.outputs_BC.sum(axis=1) + prediction.missing_mass_B, 1.0, atol=1e-5)
+        assert not prediction.outputs_BC[:, :2].any()
+
+
+async def test_peers_that_failed_lately_are_tried_last_and_then_forgiven(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST], "b": [FIRST]}) as (client, nodes):
+        client.directory.note_failure(nodes["a"].peer_id)
+        for _ in range(4):
+            prediction = await client.inference.predict(IMAGES, timeout_s=20)
+            assert [call.peer_id for call in prediction.calls] == [nodes["b"].peer_id]
+        client.network.now_s += 10
+        first_asked = set()
+        for _ in range(2):
+            prediction = await client.inference.predict(IMAGES, timeout_s=20)
+            first_asked.add(prediction.calls[0].peer_id)
+        assert first_asked == {nodes["a"].peer_id, nodes["b"].peer_id}
+
+
+async def test_without_a_router_or_any_expert_the_reason_is_named(tmp_path: Path) -> None:
+    async with memory_node(memory_network(), "a", tmp_path) as a:
+        with pytest.raises(NotReady):
+            await a.inference.predict(IMAGES, timeout_s=1)
+        with pytest.raises(NotReady):
+            a.inference.router_argmax(IMAGES)
+        await a.contribute("t", statistics_of("0", "1"))
+        with pytest.raises(NoRoute):
+            await a.inference.predict(IMAGES, timeout_s=1)
+
+
+async def test_the_router_alone_classifies_real_digits(tmp_path: Path) -> None:
+    async with memory_node(memory_network(), "a", tmp_path) as a:
+        await a.contribute("t", statistics_of("0", "1", "2", "3", num_images=400))
+        test = digits("0", "1", "2", "3", test=True)
+        right = sum(
+            guess == label for guess, label in zip(a.inference.router_argmax(test.images), test.labels, strict=True)
+        )
+        assert right > 0.8 * len(test)
+
+
+async def test_a_client_that_hosts_nothing_asks_peers_for_everything(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST, SECOND]}) as (client, nodes):
+        inference = RoutedInference(
+            MESH, lambda: client.contributions.view, client.directory, client.transport, client.compute
+        )
+        predictions = await asyncio.gather(*(inference.predict(IMAGES, timeout_s=20) for _ in range(3)))
+        for prediction in predictions:
+            assert {call.peer_id for call in prediction.calls} == {nodes["a"].peer_id}
+            assert np.array_equal(prediction.outputs_BC, predictions[0].outputs_BC)
+

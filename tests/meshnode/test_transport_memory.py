@@ -1,0 +1,161 @@
+"""The network in one process keeps the promises of the seam, so that what passes over it would pass over libp2p."""
+
+import asyncio
+import random
+
+import numpy as np
+import pytest
+from mesh_in_memory import key_of, memory_network
+
+from meshnode.transport.interface import Reduced, ReduceGroup
+from meshnode.transport.memory import MemoryNetwork, MemoryTransport
+from protocol.errors import CallTimeout, MalformedAddress, NotReady, PeerUnreachable, UnknownExpert
+from protocol.framing import Frame, encode_frame
+from protocol.identifiers import ExpertUid, PeerId, digest_of
+from protocol.messages import Ack, Forward, Hello
+
+A, B, C = (key_of(name).peer_id for name in "abc")
+HELLO = Frame(Hello(mesh_id=None))
+GROUP = ReduceGroup(group_id=b"g", members=(A, B))
+
+
+async def echo(sender: PeerId, request: Frame) -> Frame:
+    return Frame(Ack(), {**request.tensors, "sender": np.frombuffer(sender.encode(), np.uint8)})
+
+
+def joined(network: MemoryNetwork, *peers: PeerId) -> list[MemoryTransport]:
+    transports = [network.join(peer) for peer in peers]
+    for transport in transports:
+        transport.serve(echo)
+    return transports
+
+
+async def test_a_call_brings_tensors_there_and_back_and_tells_who_called() -> None:
+    a, b = joined(memory_network(), A, B)
+    features = np.arange(6, dtype=np.float32).reshape(2, 3)
+    request = Frame(Forward(expert=ExpertUid(digest_of(b"e"))), {"features": features})
+    reply = await a.call(B, request, timeout_s=5)
+    assert isinstance(reply.message, Ack)
+    assert np.array_equal(reply.tensors["features"], features)
+    assert reply.tensors["sender"].tobytes().decode() == A
+    size = sum(map(len, encode_frame(request)))
+    assert a.traffic.sent_bytes == b.traffic.received_bytes == size
+    assert a.traffic.received_bytes == b.traffic.sent_bytes > 0
+    assert dict(a.traffic.sent) == {"inference": size}
+
+
+async def test_a_named_error_of_the_peer_is_raised_at_the_caller_with_its_data() -> None:
+    a, b = joined(memory_network(), A, B)
+    uid = ExpertUid(digest_of(b"gone"))
+
+    async def refuse(sender: PeerId, request: Frame) -> Frame:
+        raise UnknownExpert(uid)
+
+    b.serve(refuse)
+    with pytest.raises(UnknownExpert) as caught:
+        await a.call(B, HELLO, timeout_s=5)
+    assert caught.value.uid == uid
+
+
+async def test_a_peer_that_does_not_serve_yet_says_so() -> None:
+    network = memory_network()
+    a = network.join(A)
+    network.join(B)
+    with pytest.raises(NotReady):
+        await a.call(B, HELLO, timeout_s=5)
+
+
+async def test_a_lost_message_costs_the_caller_its_deadline_and_no_more() -> None:
+    a, _ = joined(MemoryNetwork(random.Random(0), loss_ratio=1.0), A, B)
+    began_s = asyncio.get_running_loop().time()
+    with pytest.raises(CallTimeout) as caught:
+        await a.call(B, HELLO, timeout_s=0.05)
+    assert 0.04 <= asyncio.get_running_loop().time() - began_s < 1.0
+    assert (caught.value.peer_id, caught.value.method) == (B, "Hello")
+
+
+async def test_a_call_takes_the_delay_of_both_ways() -> None:
+    a, _ = joined(memory_network(delay_s=0.02), A, B)
+    began_s = asyncio.get_running_loop().time()
+    await a.call(B, HELLO, timeout_s=5)
+    assert asyncio.get_running_loop().time() - began_s >= 0.039
+
+
+async def test_only_peers_of_one_island_reach_each_other_until_the_network_heals() -> None:
+    network = memory_network()
+    a, b, _ = joined(network, A, B, C)
+    network.partition(frozenset({A, B}))
+    await a.call(B, HELLO, timeout_s=5)
+    for far, near in ((C, a), (C, b)):
+        with pytest.raises(PeerUnreachable):
+            await near.call(far, HELLO, timeout_s=5)
+        assert not await near.ping(far)
+    assert await a.connected_peers() == (B,)
+    network.partition()
+    await a.call(C, HELLO, timeout_s=5)
+    assert set(await a.connected_peers()) == {B, C}
+
+
+async def test_who_leaves_is_unreachable_even_to_a_call_under_way() -> None:
+    network = memory_network(delay_s=0.01)
+    a, b = joined(network, A, B)
+    call = asyncio.create_task(a.call(B, HELLO, timeout_s=5))
+    await asyncio.sleep(0)
+    await b.aclose()
+    await b.aclose()
+    with pytest.raises(PeerUnreachable):
+        await call
+    with pytest.raises(PeerUnreachable):
+        await a.call(B, HELLO, timeout_s=5)
+
+
+async def test_connecting_needs_a_peer_and_an_address_that_can_be_read() -> None:
+    network = memory_network()
+    a, b = joined(network, A, B)
+    assert await a.connect(b.addresses[0]) == B
+    with pytest.raises(PeerUnreachable):
+        await a.connect(f"/ip4/127.0.0.1/tcp/1/p2p/{C}")
+    with pytest.raises(MalformedAddress):
+        await a.connect("localhost:1")
+
+
+async def test_records_live_until_they_expire_and_only_a_later_expiry_replaces_one() -> None:
+    network = memory_network()
+    a, b = joined(network, A, B)
+    now_s = network.now_s
+    assert await a.publish("key", A, b"first", expires_at=now_s + 10)
+    assert not await a.publish("key", A, b"older", expires_at=now_s + 10)
+    assert not await a.publish("key", B, b"expired", expires_at=now_s)
+    assert await b.publish("key", B, b"other", expires_at=now_s + 20)
+    assert await b.lookup("key") == {A: b"first", B: b"other"}
+    assert await b.lookup("elsewhere") == {}
+    network.now_s += 10
+    assert await a.lookup("key") == {B: b"other"}
+
+
+async def test_an_all_reduce_gives_each_member_the_way_to_the_mean() -> None:
+    a, b = joined(memory_network(), A, B)
+    ours, theirs = np.array([1.0, 2.0], np.float32), np.array([3.0, -2.0], np.float32)
+    results = await asyncio.gather(
+        a.all_reduce(GROUP, ours, timeout_s=5), b.all_reduce(GROUP, theirs, timeout_s=5)
+    )
+    for vector, reduced in zip((ours, theirs), results, strict=True):
+        assert reduced.full
+        assert np.allclose(vector + reduced.delta, [2.0, 0.0])
+
+
+async def test_an_all_reduce_without_a_member_is_no_error_and_not_full() -> None:
+    (a,) = joined(memory_network(), A)
+    reduced = await a.all_reduce(GROUP, np.ones(3, np.float32), timeout_s=0.05)
+    assert not reduced.full
+    assert not reduced.delta.any()
+
+
+async def test_an_all_reduce_across_a_partition_is_not_full() -> None:
+    network = memory_network()
+    a, b = joined(network, A, B)
+    network.partition(frozenset({A}), frozenset({B}))
+    results: list[Reduced] = await asyncio.gather(
+        *(peer.all_reduce(GROUP, np.ones(3, np.float32), timeout_s=0.2) for peer in (a, b))
+    )
+    assert [reduced.full for reduced in results] == [False, False]
