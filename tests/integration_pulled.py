@@ -99,9 +99,7 @@ async def pull(transport: HivemindTransport, peer_id: PeerId) -> Pulled:
     spec = decode_spec(await blob(Digest(mesh_id)))
     now_s = transport.now_s()
     found = await transport.lookup(record_key(mesh_id))
-    records = [
-        open_record(data, mesh_id=mesh_id, subkey=PeerId(subkey), now_s=now_s) for subkey, data in found.items()
-    ]
+    records = [open_record(data, mesh_id=mesh_id, subkey=PeerId(subkey), now_s=now_s) for subkey, data in found.items()]
     replicas: dict[tuple[ExpertUid, PeerId], tuple[ExpertAdvert, nn.Module]] = {}
     for record in records:
         for advert in () if record.leaving else record.experts:

@@ -54,6 +54,8 @@ __all__ = [
     "tiny_trunk",
 ]
 
+torch.set_num_threads(1)  # as the daemon does; several spin against each other on a busy machine
+
 PIXELS = 16
 ROUTER = RouterConfig()
 HIDDEN = 4
@@ -135,28 +137,13 @@ class MemoryNode:
     def peer_id(self) -> PeerId:
         return self.key.peer_id
 
-    def describe(self, issued_at: float, expires_at: float, leaving: bool) -> PeerRecord:
-        adverts = sorted((expert.advert() for expert in self.host.experts.values()), key=lambda advert: advert.uid)
-        return PeerRecord(
-            mesh_id=MESH.mesh_id,
-            peer_id=self.peer_id,
-            peer_name=self.name,
-            issued_at=issued_at,
-            expires_at=expires_at,
-            leaving=leaving,
-            experts=tuple(adverts),
-            contributions=self.contributions.index,
-        )
-
     async def announce(self, *, leaving: bool = False) -> None:
         self.network.now_s += 0.01  # a record replaces an earlier one only
         assert await self.advertiser.publish(leaving=leaving)
 
     async def spawn(self, *classes: str, weights: bytes | None = None) -> HostedExpert:
         """Host the expert that answers for these classes."""
-        architecture = MlpArchitecture(
-            feature_dim=MESH.spec.feature_dim, hidden=HIDDEN, num_classes=len(classes)
-        )
+        architecture = MlpArchitecture(feature_dim=MESH.spec.feature_dim, hidden=HIDDEN, num_classes=len(classes))
         uid = expert_uid(MESH.mesh_id, Digest(architecture.digest()), classes)
         return await self.host.adopt(uid, tuple(sorted(classes)), architecture, weights)
 
@@ -237,11 +224,23 @@ def _put_together(
     async def apply(uid: ExpertUid, delta: np.ndarray, generation: int) -> None:
         await host.apply_delta(uid, delta, generation=generation)
 
+    def describe(issued_at: float, expires_at: float, leaving: bool) -> PeerRecord:
+        return PeerRecord(
+            mesh_id=MESH.mesh_id,
+            peer_id=transport.peer_id,
+            peer_name=name,
+            issued_at=issued_at,
+            expires_at=expires_at,
+            leaving=leaving,
+            experts=tuple(sorted((expert.advert() for expert in host.experts.values()), key=lambda advert: advert.uid)),
+            contributions=contributions.index,
+        )
+
     averager = Averager(transport, directory, host, averager_config, apply=apply)
     handlers = Handlers(state.blobs, name, transport.now_s)
     handlers.attach(MESH, host, averager)
     transport.serve(handlers)
-    node = MemoryNode(
+    return MemoryNode(
         name=name,
         key=key_of(name),
         network=network,
@@ -257,12 +256,11 @@ def _put_together(
         advertiser=Advertiser(
             transport,
             key_of(name),
-            lambda issued_at, expires_at, leaving: node.describe(issued_at, expires_at, leaving),
+            describe,
             ttl_s=60.0,
             published=directory.take,
         ),
     )
-    return node
 
 
 async def _never(sender: PeerId, request: Frame) -> Frame:

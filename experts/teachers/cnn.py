@@ -18,7 +18,7 @@ from experts.checkpoint import load_tensors, tensors_from_bytes, tensors_to_byte
 from experts.data.dataset import class_columns
 from experts.errors import CorruptWeights, NothingToLearnFrom, SettingOutOfRange, ShapeMismatch
 
-__all__ = ["CnnTeacher", "TeacherConfig", "TeacherProgress", "train_teacher"]
+__all__ = ["CnnTeacher", "TeacherConfig", "TeacherProgress", "train_teacher", "untrained_cnn"]
 
 _BATCH = 256
 """Images at a time when scoring; bounds memory."""
@@ -128,6 +128,24 @@ class CnnTeacher(nn.Module):
         return teacher
 
 
+def untrained_cnn(classes: Iterable[str], *, channels: int, pixels: int, generator: torch.Generator) -> CnnTeacher:
+    """A reference CNN with the initial weights of He et al. 2015 (arXiv:1502.01852), for ReLU; biases 0.
+
+    Args:
+        generator: What the weights are drawn from; no global stream is touched.
+    """
+    # On the meta device torch's own initialisation draws nothing.
+    with torch.device("meta"):
+        network = CnnTeacher(classes, channels=channels, pixels=pixels)
+    network.to_empty(device="cpu")
+    for layer in network.layers:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+    return network
+
+
 def train_teacher(
     images_NCHW: torch.Tensor,
     labels: Sequence[str],
@@ -151,12 +169,9 @@ def train_teacher(
         raise NothingToLearnFrom("a teacher without images")
     if images_NCHW.ndim != 4 or len(images_NCHW) != len(labels) or images_NCHW.shape[2] != images_NCHW.shape[3]:
         raise ShapeMismatch("images", expected=(len(labels), "C", "P", "P"), got=images_NCHW.shape)
-    # On the meta device torch's own initialisation draws nothing from the global stream.
-    with torch.device("meta"):
-        teacher = CnnTeacher(labels, channels=images_NCHW.shape[1], pixels=images_NCHW.shape[2])
-    teacher.to_empty(device="cpu")
-    _initialise(teacher, generator)
-    teacher.to(images_NCHW.device)
+    teacher = untrained_cnn(labels, channels=images_NCHW.shape[1], pixels=images_NCHW.shape[2], generator=generator).to(
+        images_NCHW.device
+    )
     columns_N = class_columns(labels, teacher.classes).to(images_NCHW.device)
     optimizer = torch.optim.Adam(teacher.parameters(), lr=config.learning_rate)
     steps = config.epochs * math.ceil(len(labels) / config.batch_size)
@@ -173,12 +188,3 @@ def train_teacher(
         if on_progress is not None:
             on_progress(TeacherProgress(epoch=epoch, epochs=config.epochs, loss=total_loss / len(labels)))
     return teacher
-
-
-def _initialise(teacher: CnnTeacher, generator: torch.Generator) -> None:
-    """He initialisation, for ReLU (He et al. 2015, arXiv:1502.01852); biases 0."""
-    for layer in teacher.layers:
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)

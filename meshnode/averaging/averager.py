@@ -86,7 +86,7 @@ class Averager:
                 period_s = self._config.period_s
                 number = round_number(self._transport.now_s(), period_s) + 1
                 # A timer may fire a little early (uvloop's count milliseconds), and a round must not begin twice.
-                while (early_s := round_start(number, period_s) - self._transport.now_s()) > 0:
+                while (early_s := round_start(number, period_s) - self._transport.now_s()) > 0:  # noqa: ASYNC110
                     await asyncio.sleep(early_s)
                 rounds.create_task(self.run_round(number), name=f"averaging round {number}")
 
@@ -96,10 +96,10 @@ class Averager:
             # An expert whose last round is still under way sits this one out: a snapshot taken before that round's
             # delta is in would bring the same difference into the mean a second time.
             for uid in self._host.experts.keys() - self._under_way:
+                self._under_way.add(uid)
                 experts.create_task(self._average(uid, number), name=f"average {uid[:12]}")
 
     async def _average(self, uid: ExpertUid, number: int) -> None:
-        self._under_way.add(uid)
         try:
             await self._run_attempts(uid, number)
         finally:

@@ -33,9 +33,7 @@ def measure_references(data: DemoData, *, seed: int, say: Callable[[str], None])
         ),
         (
             "joint training",
-            JointBaseline(
-                TeacherConfig(epochs=JOINT_EPOCHS[data.name]), channels=channels, pixels=PIXELS, seed=seed
-            ),
+            JointBaseline(TeacherConfig(epochs=JOINT_EPOCHS[data.name]), channels=channels, pixels=PIXELS, seed=seed),
         ),
     ]
     results = []

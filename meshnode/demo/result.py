@@ -82,8 +82,7 @@ class DemoResult:
                 for uid, classes in self.expert_classes.items()
             ],
             "routing": [
-                {"class": name, "expert": uid, "images": count}
-                for (name, uid), count in sorted(self.routing.items())
+                {"class": name, "expert": uid, "images": count} for (name, uid), count in sorted(self.routing.items())
             ],
             "kill": {
                 "node": self.accident.node,

@@ -42,7 +42,7 @@ from meshnode.trainer.messages import (
 )
 from meshnode.trainer.process import TrainerDied, TrainerProcess
 from meshnode.transport.interface import Transport
-from protocol.errors import CallFailed
+from protocol.errors import CallFailed, RefusedInput
 from protocol.identifiers import Digest, ExpertUid, expert_uid
 from protocol.signing import SigningKey
 
@@ -184,7 +184,7 @@ class Trainer:
         self.status.state, self.status.task, self.status.stage = "learning", task.name, "preparing"
         try:
             uids = await self._experts_for(task)
-        except (CallFailed, ExpertsError) as failure:
+        except (CallFailed, RefusedInput, ExpertsError) as failure:
             self._finish(task, FAILED, {"reason": str(failure)})
             return
         self._training = frozenset(uids)

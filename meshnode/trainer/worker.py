@@ -51,6 +51,7 @@ from meshnode.trainer.messages import (  # noqa: E402
     read_message,
 )
 from protocol.identifiers import digest_of  # noqa: E402
+from protocol.limits import MAX_NAME_CHARS  # noqa: E402
 
 __all__ = ["main"]
 
@@ -142,6 +143,9 @@ class _Worker:
         tasks: list[TaskFile] = []
         unreadable: dict[str, str] = {}
         for path in sorted(self._data.glob("*.npz")) if self._data else []:
+            if len(path.stem) > MAX_NAME_CHARS:  # no contribution could carry it
+                unreadable[path.stem] = f"a task's name has at most {MAX_NAME_CHARS} characters"
+                continue
             try:
                 classes = load_task(path).class_counts
                 tasks.append(TaskFile(name=path.stem, digest=digest_of(path.read_bytes()), classes=classes))

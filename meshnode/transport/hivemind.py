@@ -48,7 +48,8 @@ DHT_TIMEOUT_S = 1.0
 BLACKLIST_S = 1.0
 """First pause before a silent DHT peer is asked again (it doubles): a node that restarts is back sooner than 5 s."""
 
-log = logging.getLogger(__name__)
+DRAIN_S = 2.0
+"""How long a stop waits for answers under way."""
 # hivemind installs a handler of its own on import; its lines go through ours, at the level of our own.
 use_hivemind_log_handler("nowhere")
 logging.getLogger("hivemind").setLevel(logging.CRITICAL)
@@ -90,6 +91,7 @@ class HivemindTransport:
         self._reductions = AllReduce(p2p)
         self._handler: FrameHandler = _not_ready
         self._serving: set[asyncio.Task[Any]] = set()
+        self._answering: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def open(cls, config: HivemindConfig) -> "HivemindTransport":
@@ -207,7 +209,11 @@ class HivemindTransport:
         try:
             while True:
                 request = await read_frame(reader, self._traffic)
-                await write_frame(writer, await self._answer(sender, request), self._traffic)
+                # A task of its own, so that a stop can tell a request under way from a stream that lies idle.
+                work = asyncio.create_task(self._answer(sender, request, writer), name="answer")
+                self._answering.add(work)
+                work.add_done_callback(self._answering.discard)
+                await work
         except RefusedInput as refusal:
             with suppress(OSError):
                 await write_frame(writer, Frame(error_reply(refusal)), self._traffic)
@@ -217,11 +223,12 @@ class HivemindTransport:
             self._serving.discard(task)
             writer.close()
 
-    async def _answer(self, sender: PeerId, request: Frame) -> Frame:
+    async def _answer(self, sender: PeerId, request: Frame, writer: asyncio.StreamWriter) -> None:
         try:
-            return await self._handler(sender, request)
+            reply = await self._handler(sender, request)
         except ModuleMeshError as error:
-            return Frame(error_reply(error))
+            reply = Frame(error_reply(error))
+        await write_frame(writer, reply, self._traffic)
 
     async def publish(self, key: str, subkey: str, value: bytes, *, expires_at: float) -> bool:
         return bool(await self._dht.store(key, value, expiration_time=expires_at, subkey=subkey))
@@ -249,6 +256,8 @@ class HivemindTransport:
         return f"p2pd ended by itself (exit status {status})"
 
     async def aclose(self) -> None:
+        if self._answering:
+            await asyncio.wait(self._answering, timeout=DRAIN_S)
         self._streams.close()
         for task in list(self._serving):
             task.cancel()

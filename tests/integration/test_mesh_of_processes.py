@@ -62,9 +62,7 @@ def _settled(node: Daemon) -> bool:
 
 
 @pytest.fixture(scope="module")
-def mesh(
-    _no_process_is_left_by_a_module: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningMesh]:
+def mesh(_no_process_is_left_by_a_module: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningMesh]:
     folder = tmp_path_factory.mktemp("mesh")
     names = list(TASKS)
     learned = []
@@ -105,7 +103,9 @@ def test_every_expert_is_advertised_by_both_nodes_that_learned_it(mesh: RunningM
     names = list(TASKS)
     expected = {TASKS[name]: {name, names[(number + 1) % 3]} for number, name in enumerate(names)}
     for node in mesh.nodes.values():
-        found = {tuple(expert["classes"]): {replica["name"] for replica in expert["replicas"]} for expert in node.experts()}
+        found = {
+            tuple(expert["classes"]): {replica["name"] for replica in expert["replicas"]} for expert in node.experts()
+        }
         assert found == expected
         assert {tuple(expert["classes"]) for expert in node.get("experts", scope="local")["experts"]} == {
             classes for classes, holders in expected.items() if node.name in holders

@@ -80,7 +80,7 @@ async def test_the_lease_is_renewed_before_it_ends() -> None:
     began_s = asyncio.get_running_loop().time()
     network.now_s += 0.03
     await node.next_publication()
-    assert 0.02 < asyncio.get_running_loop().time() - began_s
+    assert asyncio.get_running_loop().time() - began_s > 0.02
     assert node.asked == 2
     service.cancel()
 

@@ -133,9 +133,7 @@ async def test_a_contribution_counts_once_however_often_it_arrives(tmp_path: Pat
             for node in nodes:
                 await pull(node)
         assert c.contributions.view is not None
-        assert dict(c.contributions.view.samples) == dict(
-            ClassStatistics.from_bytes(statistics_of("0", "1")).counts
-        )
+        assert dict(c.contributions.view.samples) == dict(ClassStatistics.from_bytes(statistics_of("0", "1")).counts)
         assert torch.equal(router_of(b).weights, router_of(a).weights)
 
 
@@ -215,20 +213,18 @@ BAD = {
     "garbage": b"garbage",
     "not signed by its owner": seal(key_of("mallory"), "contribution", encode(GOOD), max_bytes=10_000),
     "signed as something else": seal(SOMEBODY, "record", encode(GOOD), max_bytes=10_000),
-    "changed after it was signed": seal_contribution(GOOD, SOMEBODY).replace(SOMEBODY.peer_id[:9].encode(), b"QmMallory"),
+    "changed after it was signed": seal_contribution(GOOD, SOMEBODY).replace(
+        SOMEBODY.peer_id[:9].encode(), b"QmMallory"
+    ),
     "of another mesh": seal_contribution(contribution_of(SOMEBODY, STATISTICS, mesh_id=FOREIGN), SOMEBODY),
     "from the future": seal_contribution(contribution_of(SOMEBODY, STATISTICS, issued_at=1_001_000.0), SOMEBODY),
     "of other features": seal_contribution(contribution_of(SOMEBODY, WIDE), SOMEBODY),
     "about statistics that are none": seal_contribution(
-        RouterContribution(
-            MESH.mesh_id, SOMEBODY.peer_id, "t", 1, digest_of(b"none"), {"0": 1}, 1_000_000.0
-        ),
+        RouterContribution(MESH.mesh_id, SOMEBODY.peer_id, "t", 1, digest_of(b"none"), {"0": 1}, 1_000_000.0),
         SOMEBODY,
     ),
     "about other samples than its statistics": seal_contribution(
-        RouterContribution(
-            MESH.mesh_id, SOMEBODY.peer_id, "t", 1, digest_of(STATISTICS), {"0": 99_999}, 1_000_000.0
-        ),
+        RouterContribution(MESH.mesh_id, SOMEBODY.peer_id, "t", 1, digest_of(STATISTICS), {"0": 99_999}, 1_000_000.0),
         SOMEBODY,
     ),
 }

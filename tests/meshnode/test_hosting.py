@@ -205,4 +205,3 @@ async def test_a_restart_falls_back_to_the_newest_generation_that_is_whole(tmp_p
         assert np.array_equal(a.host.snapshot(uid), kept)
         await a.learn(uid, seed=3)
         assert a.host.get(uid).generation == 4
-

@@ -88,9 +88,7 @@ async def test_experts_on_two_machines_answer_like_the_same_computation_at_one_p
         assert prediction.classes == ("0", "1", "2", "3")
         assert np.allclose(prediction.outputs_BC, [outputs for outputs, _ in expected], atol=1e-5)
         assert np.allclose(prediction.missing_mass_B, 0.0)
-        assert prediction.predictions == tuple(
-            prediction.classes[int(np.argmax(outputs))] for outputs, _ in expected
-        )
+        assert prediction.predictions == tuple(prediction.classes[int(np.argmax(outputs))] for outputs, _ in expected)
         # One call an expert, each row asked of as many experts as wanted.
         assert {call.expert for call in prediction.calls} == {expert.uid for expert in experts}
         assert len(prediction.calls) == 2
@@ -284,4 +282,3 @@ async def test_a_client_that_hosts_nothing_asks_peers_for_everything(tmp_path: P
         for prediction in predictions:
             assert {call.peer_id for call in prediction.calls} == {nodes["a"].peer_id}
             assert np.array_equal(prediction.outputs_BC, predictions[0].outputs_BC)
-

@@ -140,7 +140,13 @@ def nested_extensions(depth: int) -> bytes:
 
 @pytest.mark.parametrize(
     "bomb",
-    [b"\x91" * 100_000, b"\x81" * 100_000, nested_extensions(3_000), b"\xdd\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x40"],
+    [
+        b"\x91" * 100_000,
+        b"\x81" * 100_000,
+        nested_extensions(3_000),
+        b"\xdd\xff\xff\xff\xff",
+        b"\xc9\xff\xff\xff\xff\x40",
+    ],
     ids=["arrays", "maps", "extensions", "announced array", "announced extension"],
 )
 def test_a_msgpack_bomb_is_refused_and_never_unfolded(bomb: bytes) -> None:

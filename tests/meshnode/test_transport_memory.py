@@ -136,9 +136,7 @@ async def test_records_live_until_they_expire_and_only_a_later_expiry_replaces_o
 async def test_an_all_reduce_gives_each_member_the_way_to_the_mean() -> None:
     a, b = joined(memory_network(), A, B)
     ours, theirs = np.array([1.0, 2.0], np.float32), np.array([3.0, -2.0], np.float32)
-    results = await asyncio.gather(
-        a.all_reduce(GROUP, ours, timeout_s=5), b.all_reduce(GROUP, theirs, timeout_s=5)
-    )
+    results = await asyncio.gather(a.all_reduce(GROUP, ours, timeout_s=5), b.all_reduce(GROUP, theirs, timeout_s=5))
     for vector, reduced in zip((ours, theirs), results, strict=True):
         assert reduced.full
         assert np.allclose(vector + reduced.delta, [2.0, 0.0])

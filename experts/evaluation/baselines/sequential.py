@@ -14,14 +14,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn import functional
 
 from experts.data.dataset import ImageDataset, class_columns
 from experts.errors import NothingToLearnFrom, SettingOutOfRange
 from experts.evaluation.baselines.base import Baseline, classify
 from experts.generators import torch_generator
-from experts.teachers.cnn import CnnTeacher
+from experts.teachers.cnn import CnnTeacher, untrained_cnn
 from experts.trunk.images import prepare_images
 
 __all__ = ["SequentialBaseline", "SequentialConfig"]
@@ -98,23 +97,12 @@ class SequentialBaseline(Baseline):
         known = () if old is None else old.classes
         if old is not None and set(classes) <= set(known):
             return old
-        # On the meta device torch's own initialisation draws nothing from the global stream.
-        with torch.device("meta"):
-            network = CnnTeacher({*known, *classes}, channels=self._channels, pixels=self._pixels)
-        network.to_empty(device="cpu")
-        _initialise(network, self._generator)
+        network = untrained_cnn(
+            {*known, *classes}, channels=self._channels, pixels=self._pixels, generator=self._generator
+        )
         if old is not None:
             _copy_known(old, network)
         return network
-
-
-def _initialise(network: CnnTeacher, generator: torch.Generator) -> None:
-    # He et al. 2015, arXiv:1502.01852: with torch's own, smaller range plain SGD is slow to start.
-    for layer in network.layers:
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
 
 
 def _copy_known(old: CnnTeacher, network: CnnTeacher) -> None:
