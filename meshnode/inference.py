@@ -9,6 +9,7 @@ Legend: B batch, D feature, C class, E expert.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -98,8 +99,8 @@ class RoutedInference:
         self._transport = transport
         self._compute = compute
         self._host = host
-        self._turn = 0
-        """Calls so far; successive ones begin at successive replicas, so that these share the load."""
+        self._turns: Counter[ExpertUid] = Counter()
+        """Calls so far of each expert; successive ones begin at successive replicas, so that these share the load."""
 
     async def predict(self, images: np.ndarray, *, timeout_s: float, top_k: int | None = None) -> Prediction:
         """Answer a batch of images.
@@ -115,7 +116,7 @@ class RoutedInference:
             RowsUnanswered: Some rows had no answer from any of their experts.
             MalformedDataset: `images` are not images.
         """
-        began = time.perf_counter()
+        began, deadline_s = time.perf_counter(), time.monotonic() + timeout_s
         view = self._view()
         experts = self._directory.experts()
         if not experts:
@@ -124,7 +125,6 @@ class RoutedInference:
         features_BD, gates = await self._compute.run(
             _features_and_gates, self._mesh, view, images, experts, top_k or settings.top_k
         )
-        deadline_s = time.monotonic() + timeout_s
         asked = [uid for uid in gates.uids if len(gates.rows_of(uid))]
         answers = await asyncio.gather(
             *(self._ask(experts[ExpertUid(uid)], gates, features_BD, deadline_s) for uid in asked)
@@ -160,14 +160,16 @@ class RoutedInference:
         weights = gates.weights_BE[rows, gates.uids.index(listing.uid)]
         rows_features = features_BD[rows.numpy()]
         calls: list[Call] = []
-        for peer_id, peer_name in self._replicas(listing):
+        replicas = self._replicas(listing)
+        for number, (peer_id, peer_name) in enumerate(replicas, start=1):
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 break
+            attempt_s = left_s if number == len(replicas) else ATTEMPT_SHARE * left_s
             began = time.perf_counter()
             response, error = None, None
             try:
-                response = await self._ask_replica(listing, peer_id, rows_features, left_s)
+                response = await self._ask_replica(listing, peer_id, rows_features, attempt_s)
             except ModuleMeshError as failure:  # whatever a peer answers with is its failure, never the query's
                 error = str(failure)
                 self._directory.note_failure(peer_id)
@@ -193,19 +195,18 @@ class RoutedInference:
         if self._host is not None and listing.uid in self._host.experts:
             mine = self._transport.peer_id
             return [(mine, "self"), *(peer for peer in peers if peer[0] != mine)]
-        self._turn += 1
-        first = self._turn % len(peers)
+        self._turns[listing.uid] += 1
+        first = self._turns[listing.uid] % len(peers)
         in_turn = peers[first:] + peers[:first]
         return sorted(in_turn, key=lambda peer: self._directory.recently_failed(peer[0]))
 
     async def _ask_replica(
-        self, listing: ExpertListing, peer_id: PeerId, features_BD: np.ndarray, left_s: float
+        self, listing: ExpertListing, peer_id: PeerId, features_BD: np.ndarray, timeout_s: float
     ) -> tuple[np.ndarray, tuple[str, ...]]:
         if self._host is not None and peer_id == self._transport.peer_id:
             answer = await self._host.answer(listing.uid, features_BD)
             return answer.probabilities, answer.classes
         request = Frame(message=Forward(expert=listing.uid), tensors={"features": features_BD})
-        timeout_s = left_s if len(listing.replicas) == 1 else min(left_s, ATTEMPT_SHARE * left_s)
         reply = await self._transport.call(peer_id, request, timeout_s=timeout_s)
         if not isinstance(reply.message, ForwardReply) or reply.message.classes != listing.classes:
             raise NotReady("the peer answered for other classes than it advertises")

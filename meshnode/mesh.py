@@ -15,7 +15,7 @@ from experts.trunk.codec import trunk_from_bytes
 from meshnode.blobs import fetch_blob
 from meshnode.state.state import State
 from meshnode.transport.interface import Transport
-from protocol.errors import MalformedMessage, MeshMismatch, ModuleMeshError
+from protocol.errors import MalformedMessage, MalformedSpec, MeshMismatch, ModuleMeshError
 from protocol.framing import Frame
 from protocol.identifiers import Digest, MeshId, PeerId
 from protocol.messages import Hello, HelloReply
@@ -95,6 +95,8 @@ async def _pull(state: State, transport: Transport, peer_id: PeerId, mesh_id: Me
     spec = decode_spec(spec_data)
     trunk_data = await fetch_blob(transport, peer_id, spec.trunk, timeout_s=timeout_s)
     trunk = await asyncio.to_thread(trunk_from_bytes, trunk_data)
+    if trunk.feature_dim != spec.feature_dim:
+        raise MalformedSpec(f"it says {spec.feature_dim} features, its trunk gives {trunk.feature_dim}")
     for data in (spec_data, trunk_data):
         await asyncio.to_thread(state.blobs.put, data)
     state.set_setting(MESH_SETTING, mesh_id)

@@ -1,6 +1,7 @@
 """A node's part in its mesh: everything that needs the mesh's spec and trunk, put together and run."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from meshnode.state.state import State
 from meshnode.trainer.service import LEARNED, Trainer, TrainerParts
 from meshnode.transport.interface import Transport
 from protocol.identifiers import ExpertUid
+from protocol.limits import MAX_EXPERTS_PER_RECORD
 from protocol.records import ExpertAdvert, PeerRecord
 from protocol.signing import SigningKey
 from protocol.spec import RouterSettings
@@ -31,6 +33,8 @@ __all__ = ["MeshRuntime", "router_config"]
 
 COLLECT_GARBAGE_S = 60.0
 """Seconds between removals of generations and statistics that were superseded."""
+
+log = logging.getLogger(__name__)
 
 Service = Callable[[], Coroutine[Any, Any, None]]
 
@@ -180,7 +184,11 @@ class MeshRuntime:
             await self.trainer.add_delta(uid, delta)
 
     def _describe(self, issued_at: float, expires_at: float, leaving: bool) -> PeerRecord:
-        served = self.host.experts.values() if self._config.serve.enabled else ()
+        hosted = self.host.experts.values() if self._config.serve.enabled else ()
+        adverts = sorted((expert.advert() for expert in hosted), key=lambda advert: advert.uid)
+        if len(adverts) > MAX_EXPERTS_PER_RECORD:
+            left_out = len(adverts) - MAX_EXPERTS_PER_RECORD
+            log.warning("%d of %d hosted experts do not fit a record: peers cannot find them", left_out, len(adverts))
         return PeerRecord(
             mesh_id=self.mesh.mesh_id,
             peer_id=self._transport.peer_id,
@@ -188,6 +196,6 @@ class MeshRuntime:
             issued_at=issued_at,
             expires_at=expires_at,
             leaving=leaving,
-            experts=tuple(sorted((expert.advert() for expert in served), key=lambda advert: advert.uid)),
+            experts=tuple(adverts[:MAX_EXPERTS_PER_RECORD]),
             contributions=self.contributions.index,
         )

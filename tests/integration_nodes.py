@@ -72,7 +72,7 @@ START_S = 40.0
 
 END_S = 10.0
 
-_LOG_LINE = re.compile(r"\d\d:\d\d:\d\d (DEBUG|INFO|WARNING|ERROR) +\S")
+_LOG_LINE = re.compile(r"\d\d:\d\d:\d\d (DEBUG|INFO|WARN|WARNING|ERROR|CRITICAL) +\S")
 
 
 def eventually(check: Callable[[], T], *, within_s: float, what: str) -> T:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
-from experts.checkpoint import load_weights
+from experts.checkpoint import flat_parameters, load_weights
 from experts.combine import Combined, ExpertResponse, combine
 from experts.modules import MlpArchitecture, probabilities
 from experts.router.gating import gate
@@ -65,11 +64,7 @@ class Pulled:
 
     def replica_vectors(self, uid: ExpertUid) -> list[np.ndarray]:
         """Flat parameters of each replica of an expert, float32 ``(P,)``."""
-        return [
-            torch.nn.utils.parameters_to_vector(module.parameters()).detach().numpy()
-            for (known, _), (_, module) in self.replicas.items()
-            if known == uid
-        ]
+        return [flat_parameters(module).numpy() for (known, _), (_, module) in self.replicas.items() if known == uid]
 
     def answer(self, images: np.ndarray, asked: Mapping[ExpertUid, PeerId], *, top_k: int) -> Combined:
         """y = sum_i g_i(x) E_i(x), all of it here; `asked` says whose replica of each expert to take."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 from urllib.parse import urlencode, urlsplit
 
-from meshnode.errors import DaemonNotRunning, NodeError, Refused, Timeout
+from meshnode.errors import DaemonNotRunning, ExitCode, NodeError, Refused, Timeout, exit_code_for
 from meshnode.home import Home
 
 __all__ = ["ApiClient", "ApiFailure"]
@@ -23,11 +23,14 @@ _ANSWER_S = 5.0
 class ApiFailure(NodeError):
     """A failure known by its code alone: what the daemon answered, or that nothing of the kind answered."""
 
-    code: str  # type: ignore[misc]  # of the instance here: the daemon chooses it
+    # Of the instance here: the daemon chooses them.
+    code: str  # type: ignore[misc]
+    exit_code: ExitCode  # type: ignore[misc]
 
     def __init__(self, code: str, message: str, *, hint: str | None) -> None:
         super().__init__(message, hint=hint)
         self.code = code
+        self.exit_code = exit_code_for(code)
 
 
 class ApiClient:

@@ -21,7 +21,10 @@ class Bars:
         """Show how far `name` is with `stage`."""
         if name not in self._bars:
             self._bars[name] = self._progress.add_task(name, stage=stage, total=None)
-        self._progress.update(self._bars[name], completed=done, total=total or None, stage=stage)
+        if stage in ("teacher", "distil"):
+            self._progress.update(self._bars[name], completed=done, total=total, stage=stage)
+        else:
+            self._progress.update(self._bars[name], completed=0, total=1, stage=stage)
 
 
 class Show:

@@ -67,25 +67,30 @@ class Story:
         self.mesh_id = await asyncio.to_thread(
             found_mesh, founder.home, name="demo", data=first_task, trunk="whitened", pixels=32
         )
-        show.say(f"{founder.name} founds mesh {self.mesh_id[:12]} on its first images: spec and trunk, by digest")
-        await founder.start([])
-        others = [node for node in self.nodes.values() if node is not founder]
-        await founder.ready()
-        addresses: list[str] = (await founder.get("/id"))["addresses"]
-        await asyncio.gather(*(node.start(addresses) for node in others))
-        await asyncio.gather(*(node.ready() for node in others))
+        show.say(f"{founder.name} founds mesh {self.mesh_id[:12]}: a trunk of whitened patches of its first images")
+        addresses = [founder.address()]
+
+        async def start(node: DemoNode) -> None:
+            await node.start([] if node is founder else addresses)
+            await node.ready()
+            show.say(f"{node.name} is up: process {node.pid}")
+
+        # All at once: a node whose bootstrap address does not answer yet tries again.
+        await asyncio.gather(*(start(node) for node in self.nodes.values()))
 
         async def met() -> bool:
             peers = [(await node.get("/peers"))["peers"] for node in self.nodes.values()]
             return all(len(seen) == len(NODE_NAMES) for seen in peers)
 
         await until(met, what="the nodes to find each other", timeout_s=MEET_S)
+        show.say("each finds the other two in the DHT")
         for node in self.nodes.values():
             status = await node.get("/status")
-            how = "founder" if node is founder else f"pulled {status['traffic']['received']['blobs'] / 1024:.0f} KB"
-            show.say(f"{node.name}  process {status['pid']}  sees {status['peers']} peers in the DHT  ({how})")
             if status["mesh"]["id"] != self.mesh_id:
                 raise DemoFailed(f"node {node.name} is in another mesh: {status['mesh']['id']}")
+            if node is not founder:
+                pulled_kb = status["traffic"]["received"]["blobs"] / 1024
+                show.say(f"{node.name} had neither spec nor trunk: pulled by digest, {pulled_kb:.0f} KB")
         return addresses
 
     async def learn(self, task: int, client: MeshClient, bars: Bars) -> None:

@@ -52,6 +52,9 @@ LEARNED, FAILED = "learned", "failed"
 RESTART_S = 1.0
 """Pause before a dead worker is started again; doubled each time, up to a minute."""
 
+RETRY_S = 5.0
+"""Pause before a task is taken up again that needs weights which no peer would send just now."""
+
 log = logging.getLogger(__name__)
 
 
@@ -184,7 +187,13 @@ class Trainer:
         self.status.state, self.status.task, self.status.stage = "learning", task.name, "preparing"
         try:
             uids = await self._experts_for(task)
-        except (CallFailed, RefusedInput, ExpertsError) as failure:
+        except CallFailed as failure:
+            log.warning(
+                "task %s waits %.0f s: a replica it updates could not be pulled: %s", task.name, RETRY_S, failure
+            )
+            await asyncio.sleep(RETRY_S)
+            return
+        except (RefusedInput, ExpertsError) as failure:
             self._finish(task, FAILED, {"reason": str(failure)})
             return
         self._training = frozenset(uids)

@@ -5,8 +5,10 @@ killed daemon therefore leaves none behind.
 """
 
 import asyncio
+import errno
 import hashlib
 import logging
+import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from hivemind.utils.logging import use_hivemind_log_handler
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.timed_storage import get_dht_time
 
-from meshnode.errors import NodeError
+from meshnode.errors import NodeError, PortInUse
 from meshnode.transport.allreduce import AllReduce
 from meshnode.transport.guard import SignedRecordsOnly
 from meshnode.transport.interface import FrameHandler, Reduced, ReduceGroup, Traffic
@@ -98,9 +100,11 @@ class HivemindTransport:
         """Start p2pd and an empty DHT node.
 
         Raises:
-            TransportFailed: p2pd did not start: the port is taken, the identity unreadable.
+            PortInUse: Something listens there already.
+            TransportFailed: p2pd did not start: the identity is unreadable, for instance.
         """
         host_kind = "ip6" if ":" in config.listen_host else "ip4"
+        _require_free(config.listen_host, config.port)
         try:
             p2p = await P2P.create(
                 identity_path=str(config.identity_path),
@@ -268,6 +272,17 @@ class HivemindTransport:
                 async with asyncio.timeout(DHT_TIMEOUT_S):
                     await self._dht.shutdown()
         await self._p2p.shutdown()
+
+
+def _require_free(host: str, port: int) -> None:
+    """p2pd would share the port with another p2pd (SO_REUSEPORT), and each of them get half of both's connections."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger are no listeners
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE:
+                raise PortInUse(host, port) from exc
 
 
 def _node_id(peer_id: PeerID) -> DHTID:

@@ -73,7 +73,7 @@ async def test_classes_learned_apart_are_all_answered_once_the_nodes_meet(daemon
     # and less than that in the scores of images, which is where it counts.
     assert torch.linalg.norm(merged.weights - central.weights) < 1e-3 * torch.linalg.norm(central.weights)
     features_BD = features_of(halves[0].trunk, test.images)
-    torch.testing.assert_close(merged.scores(features_BD), central.scores(features_BD), rtol=0, atol=1e-3)
+    torch.testing.assert_close(merged.scores(features_BD), central.scores(features_BD), rtol=0, atol=1e-2)
     assert merged.class_argmax(features_BD) == central.class_argmax(features_BD)
     for node in (first, second):
         assert complaints(node.stderr) == []

@@ -43,7 +43,7 @@ def _both_replicas_known(node: Daemon) -> bool:
     averaging = node.get("averaging")
     return (
         [len(expert["replicas"]) for expert in experts] == [2]
-        and node.status()["router"]["contributions"] == 2
+        and node.status()["router"]["contributions"] >= 2
         and averaging["committed"] > 0
         and averaging["waiting"] == []
     )
@@ -110,19 +110,22 @@ async def test_no_query_goes_unanswered_when_one_of_two_replicas_is_killed(pair:
     after = queries.answered[before:]
     assert len(after) > 10
     assert {name for name, _ in after[1:]} == {"ann"}
-    # The one that is asked first may be the dead one; that it is dead is known at once, so the answer is not late.
-    assert max(seconds for _, seconds in after) < 1.5
+    # A dead peer is noticed by its broken connection: only a silent one would cost two fifths of the 5 s.
+    assert max(seconds for _, seconds in after) < 1.9
     assert children.keys() == {"p2pd", "trainer"}
     assert not any(is_running(process) for process in children.values())
 
 
-def test_a_killed_node_that_comes_back_is_averaged_with_again(pair: Pair) -> None:
+def test_what_a_killed_node_learns_when_it_is_back_is_averaged_into_the_replica_that_stayed(pair: Pair) -> None:
     pair.second.end()
+    assert pair.second.data is not None
+    save_shard(pair.second.data, "task-two", shards(4)[3], CLASSES)
     committed = pair.first.get("averaging")["committed"]
     try:
         pair.second.launch().wait_ready()
         pair.first.wait_for(lambda node: node.get("averaging")["committed"] > committed, "a round with it")
         for node in (pair.first, pair.second):
             node.wait_for(_both_replicas_known, "two replicas, averaged")
+            node.wait_for(lambda node: node.status()["router"]["contributions"] == 3, "what it has contributed")
     finally:
         pair.second.end()

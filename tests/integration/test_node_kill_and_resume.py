@@ -113,7 +113,7 @@ def _generation(node: Daemon) -> int:
 
 
 def test_a_killed_trainer_is_started_again_and_the_node_answers_meanwhile(daemons: Daemons, tmp_path: Path) -> None:
-    node = _founded(daemons, tmp_path, ("0", "1"), env=SLOW_TRAINING | {"MESHNODE_TRAIN__STEPS": "4000"})
+    node = _founded(daemons, tmp_path, ("0", "1"), env=SLOW_TRAINING | {"MESHNODE_TRAIN__STEPS": "2000"})
     node.launch().wait_ready()
     node.wait_for(lambda node: node.experts() and _generation(node) > 5, "some checkpoints")
     images = digits_test("01", 20).images

@@ -69,7 +69,7 @@ def test_a_dead_bootstrap_address_is_a_warning_with_its_cause_and_a_retry(daemon
     assert "refused" in entry["error"]
     warning = f"bootstrap {address}: "
     (line,) = complaints(node.stderr)
-    assert " WARNING " in line
+    assert " WARN" in line
     assert warning in line
     assert "refused" in line
     assert "retrying" in line

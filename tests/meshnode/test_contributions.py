@@ -166,6 +166,15 @@ async def test_a_later_version_replaces_the_earlier_one_everywhere(tmp_path: Pat
         assert torch.equal(router_of(a).weights, router_of(b).weights)
 
 
+async def test_a_version_once_held_is_not_replaced_by_another_of_the_same_number(tmp_path: Path) -> None:
+    async with memory_node(memory_network(), "a", tmp_path) as a:
+        await relayed(a, tmp_path, [seal_contribution(GOOD, SOMEBODY)], [STATISTICS])
+        before = router_of(a).weights
+        twin = statistics_of("2", "3")
+        await relayed(a, tmp_path, [seal_contribution(contribution_of(SOMEBODY, twin), SOMEBODY)], [twin])
+        assert torch.equal(router_of(a).weights, before)
+
+
 async def test_learning_the_same_data_again_is_no_new_version(tmp_path: Path) -> None:
     async with memory_node(memory_network(), "a", tmp_path) as a:
         await a.contribute("t", statistics_of("0", "1"))

@@ -45,7 +45,9 @@ def test_an_error_known_only_by_its_code_ends_the_command_alike() -> None:
 
 
 def test_codes_of_node_and_mesh_never_coincide() -> None:
-    codes = [error_type.code for error_type in NodeError.__subclasses__()] + [NodeError.code, *ErrorCode]
+    # A class without a code of its own (what the API answered) takes whichever the daemon named.
+    own = [error_type.code for error_type in NodeError.__subclasses__() if "code" in vars(error_type)]
+    codes = [*own, NodeError.code, *ErrorCode]
     assert len(set(codes)) == len(codes)
 
 
