@@ -210,9 +210,6 @@ class Daemon:
     def get(self, path: str, **query: str) -> dict[str, Any]:
         return self._call("GET", path, params=query)
 
-    def post(self, path: str) -> dict[str, Any]:
-        return self._call("POST", path)
-
     def status(self) -> dict[str, Any]:
         return self.get("status")
 

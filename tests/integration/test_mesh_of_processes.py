@@ -22,7 +22,6 @@ from experts.router.statistics import ClassStatistics, sum_contributions
 from experts.trunk.base import features_of
 from experts.trunk.codec import trunk_from_bytes
 from meshnode import MeshClient
-from meshnode.home import Home
 from meshnode.runtime import router_config
 from meshnode.state.blobs import BlobStore
 from protocol.identifiers import Digest, ExpertUid, PeerId, digest_of
@@ -229,7 +228,6 @@ def test_a_late_node_pulls_spec_and_trunk_by_digest_and_sees_all_that_is_there(
 
 def test_the_command_line_shows_the_mesh(mesh: RunningMesh) -> None:
     home = mesh.nodes["cho"].home
-    assert isinstance(home, Home)
     ended = meshnode("--home", home.path, "--json", "peers", "ls")
     assert (ended.code, ended.err) == (0, "")
     assert {peer["name"] for peer in ended.document["peers"]} == set(TASKS)
