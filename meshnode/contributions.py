@@ -74,6 +74,8 @@ class Contributions:
         """The router as of now; None before the first contribution."""
         self.index: Digest | None = None
         """Digest of the blob that lists what is held; None while nothing is."""
+        self.changed = asyncio.Event()
+        """Set whenever `index` has become another; whoever waits clears it first."""
 
     async def load(self, *, now_s: float) -> None:
         """Take up what the state holds."""
@@ -150,7 +152,10 @@ class Contributions:
     async def _publish_index(self) -> None:
         if self._held:
             listing = encode_contribution_index([self._held[key][1] for key in sorted(self._held)])
-            self.index = await asyncio.to_thread(self._state.blobs.put, listing)
+            index = await asyncio.to_thread(self._state.blobs.put, listing)
+            if index != self.index:
+                self.index = index
+                self.changed.set()
 
     async def solve(self) -> None:
         """Merge and solve, unless nothing was added since the last time. The old router serves meanwhile."""

@@ -6,7 +6,7 @@ lately failed to answer, so that whoever chooses a replica can try the others fi
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from meshnode.transport.interface import Transport
@@ -20,6 +20,8 @@ FAILURE_MEMORY_S = 5.0
 """A peer that failed is tried last for this long; then it may have come back."""
 
 log = logging.getLogger(__name__)
+
+IsGenuine = Callable[[ExpertAdvert], bool]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +49,14 @@ class Directory:
         transport: Where records are looked up.
         mesh_id: The mesh whose records count.
         refresh_s: Seconds between two look-ups of `run`.
+        genuine: Whether an advert's uid is that of the expert it describes; others do not count.
     """
 
-    def __init__(self, transport: Transport, mesh_id: MeshId, *, refresh_s: float) -> None:
+    def __init__(self, transport: Transport, mesh_id: MeshId, *, refresh_s: float, genuine: IsGenuine) -> None:
         self._transport = transport
         self._mesh_id = mesh_id
         self._refresh_s = refresh_s
+        self._genuine = genuine
         self._book = RecordBook(mesh_id)
         self._failed_at: dict[PeerId, float] = {}
         self.refreshed = asyncio.Event()
@@ -92,7 +96,7 @@ class Directory:
         """Every advertised expert, by uid, in uid order."""
         replicas: dict[ExpertUid, list[Replica]] = {}
         for record in self.records():
-            for advert in record.experts:
+            for advert in filter(self._genuine, record.experts):
                 replica = Replica(peer_id=record.peer_id, peer_name=record.peer_name, advert=advert)
                 replicas.setdefault(advert.uid, []).append(replica)
         return {

@@ -80,7 +80,7 @@ def _expert_document(runtime: MeshRuntime, listing: ExpertListing, *, local: boo
             for replica in listing.replicas
         ],
         "local": local,
-        "parameters": runtime.architecture_of(advert).num_parameters,
+        "parameters": runtime.mesh.architecture(advert.hidden, len(advert.classes)).num_parameters,
     }
 
 

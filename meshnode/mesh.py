@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experts.errors import ExpertsError
+from experts.modules import MlpArchitecture
 from experts.trunk.base import Trunk
 from experts.trunk.codec import trunk_from_bytes
 from meshnode.blobs import fetch_blob
 from meshnode.state.state import State
 from meshnode.transport.interface import Transport
-from protocol.errors import MalformedMessage, MalformedSpec, MeshMismatch, ModuleMeshError
+from protocol.errors import MalformedMessage, MalformedSpec, MeshMismatch, ModuleMeshError, RefusedInput
 from protocol.framing import Frame
-from protocol.identifiers import Digest, MeshId, PeerId
+from protocol.identifiers import Digest, ExpertUid, MeshId, PeerId, expert_uid
 from protocol.messages import Hello, HelloReply
+from protocol.records import ExpertAdvert
 from protocol.spec import MeshSpec, decode_spec
 
 __all__ = ["MESH_SETTING", "Mesh", "load_mesh", "pull_mesh"]
@@ -38,6 +40,25 @@ class Mesh:
     mesh_id: MeshId
     spec: MeshSpec
     trunk: Trunk
+
+    def architecture(self, hidden: int, num_classes: int) -> MlpArchitecture:
+        """The architecture of this mesh's experts with so many hidden units and classes.
+
+        Raises:
+            SettingOutOfRange: There is none such.
+        """
+        return MlpArchitecture(feature_dim=self.spec.feature_dim, hidden=hidden, num_classes=num_classes)
+
+    def uid_of(self, classes: tuple[str, ...], *, hidden: int) -> ExpertUid:
+        """The uid that an expert for these classes has by definition."""
+        return expert_uid(self.mesh_id, Digest(self.architecture(hidden, len(classes)).digest()), classes)
+
+    def describes(self, advert: ExpertAdvert) -> bool:
+        """Whether an advert's uid is that of the expert it describes: nobody can advertise one as another."""
+        try:
+            return self.uid_of(advert.classes, hidden=advert.hidden) == advert.uid
+        except (ExpertsError, RefusedInput):
+            return False
 
 
 def load_mesh(state: State) -> Mesh | None:

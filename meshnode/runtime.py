@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from experts.modules import MlpArchitecture
 from experts.router.ridge import RouterConfig
 from meshnode.advertiser import Advertiser
 from meshnode.averaging.averager import Averager, AveragerConfig
@@ -25,7 +24,7 @@ from meshnode.trainer.service import LEARNED, Trainer, TrainerParts
 from meshnode.transport.interface import Transport
 from protocol.identifiers import ExpertUid
 from protocol.limits import MAX_EXPERTS_PER_RECORD
-from protocol.records import ExpertAdvert, PeerRecord
+from protocol.records import PeerRecord
 from protocol.signing import SigningKey
 from protocol.spec import RouterSettings
 
@@ -80,7 +79,7 @@ class MeshRuntime:
         self._state = state
         self._transport = transport
         self.mesh = mesh
-        self.directory = Directory(transport, mesh.mesh_id, refresh_s=config.net.refresh_s)
+        self.directory = Directory(transport, mesh.mesh_id, refresh_s=config.net.refresh_s, genuine=mesh.describes)
         self.host = ExpertHost(state, compute, device=device.used)
         self.contributions = Contributions(
             state, compute, mesh.mesh_id, router_config(mesh.spec.router), feature_dim=mesh.spec.feature_dim
@@ -133,19 +132,14 @@ class MeshRuntime:
             "advertiser": self.advertiser.run,
             "router": self._keep_router,
             "housekeeping": self._keep_house,
-            "announcements": self._announce_changes,
+            "new generations": lambda: self._announce(self.host.changed),
+            "new contributions": lambda: self._announce(self.contributions.changed),
         }
         if self._config.train.enabled:
             services["trainer"] = self.trainer.run
         if self._config.average.enabled:
             services["averager"] = self.averager.run
         return services
-
-    def architecture_of(self, advert: ExpertAdvert) -> MlpArchitecture:
-        """The architecture that an advert of this mesh names."""
-        return MlpArchitecture(
-            feature_dim=self.mesh.spec.feature_dim, hidden=advert.hidden, num_classes=len(advert.classes)
-        )
 
     def learned_tasks(self) -> list[str]:
         """Names of the task files this node has learned, in the order it learned them."""
@@ -161,16 +155,13 @@ class MeshRuntime:
         while True:
             await self.directory.refreshed.wait()
             self.directory.refreshed.clear()
-            before = self.contributions.index
             await self.contributions.pull(self._transport, self.directory, timeout_s=self._config.net.call_timeout_s)
             await self.contributions.solve()
-            if self.contributions.index != before:
-                self.advertiser.changed()
 
-    async def _announce_changes(self) -> None:
+    async def _announce(self, change: asyncio.Event) -> None:
         while True:
-            await self.host.changed.wait()
-            self.host.changed.clear()
+            await change.wait()
+            change.clear()
             self.advertiser.changed()
 
     async def _keep_house(self) -> None:

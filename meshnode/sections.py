@@ -146,7 +146,8 @@ class ComputeSection(_Section):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda:\d{1,3})$")
     """``auto`` (a GPU if there is one), ``cpu`` or ``cuda:N``."""
     threads: int | None = Field(default=None, ge=1, le=1024)
-    """CPU threads of one process's tensor operations; None leaves it to torch."""
+    """CPU threads of one process's tensor operations; None is one: experts and trunks are too
+    small to gain from more, and a node is not alone on its machine."""
     require_gpu: bool = False
     """Fail rather than compute on the CPU."""
 
@@ -176,7 +177,7 @@ class TrainSection(_Section):
     """T of the softened classes."""
     gamma: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the replay term, that keeps an updated expert at what it answered before."""
-    replay_samples: int = Field(default=200, ge=0, le=1_000_000)
+    replay_samples: int = Field(default=200, ge=1, le=1_000_000)
     """Images kept of the past; they never leave this machine."""
     round_steps: int = Field(default=50, ge=1, le=10_000_000)
     """Steps between two checkpoints: what a crash of the trainer can lose, and what averaging sees."""

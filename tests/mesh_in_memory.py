@@ -217,7 +217,7 @@ def _put_together(
     name: str,
     averager_config: AveragerConfig,
 ) -> MemoryNode:
-    directory = Directory(transport, MESH.mesh_id, refresh_s=60.0)
+    directory = Directory(transport, MESH.mesh_id, refresh_s=60.0, genuine=MESH.describes)
     host = ExpertHost(state, compute)
     contributions = Contributions(state, compute, MESH.mesh_id, ROUTER, feature_dim=MESH.spec.feature_dim)
 

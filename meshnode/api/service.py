@@ -62,7 +62,7 @@ class NodeService(Protocol):
         ...
 
     async def train_now(self) -> Document:
-        """Look for new task files at once instead of at the next interval."""
+        """Look for new task files now; without this, that happens at the start and after each task."""
         ...
 
     def request_shutdown(self) -> None:

@@ -74,6 +74,8 @@ class Averager:
         self._drivers: dict[RoundId, RoundDriver] = {}
         self._early: dict[RoundId, dict[PeerId, Event]] = {}
         self._under_way: set[ExpertUid] = set()
+        self._missed: set[ExpertUid] = set()
+        """Experts whose last round ended here in silence: the others may have committed it without us."""
         self.results: Counter[str] = Counter()
         """Rounds by result: "committed", or why they were abandoned. Rounds with nothing to do are not counted."""
         self.last_committed: dict[ExpertUid, tuple[int, tuple[PeerId, ...]]] = {}
@@ -113,6 +115,7 @@ class Averager:
                 return
             result = await self._attempt(RoundId(uid, number, attempt), members)
             self._count(uid, number, members, result)
+            self._note_whether_missed(uid, result)
             if result.abandoned is None or not result.abandoned.silent:
                 return
             members = tuple(member for member in members if member not in result.abandoned.silent)
@@ -133,7 +136,21 @@ class Averager:
             await self._apply(uid, delta, generation)
 
         early = list(self._early.pop(round_id, {}).values())
-        return await driver.run(dirty=self._host.get(uid).dirty, early=early, commit=commit)
+        dirty = self._host.get(uid).dirty or self._may_differ(uid, members)
+        return await driver.run(dirty=dirty, early=early, commit=commit)
+
+    def _may_differ(self, uid: ExpertUid, members: tuple[PeerId, ...]) -> bool:
+        """Whether the others may have averaged without this replica: while it was away, or beyond its reach.
+
+        It takes two others to do so; in a pair nobody can commit alone.
+        """
+        return len(members) > 2 and (uid in self._missed or uid not in self.last_committed)
+
+    def _note_whether_missed(self, uid: ExpertUid, result: AttemptResult) -> None:
+        if result.abandoned is None or result.abandoned.reason is AbandonReason.NOTHING_TO_DO:
+            self._missed.discard(uid)
+        elif result.abandoned.reason is not AbandonReason.DIFFERING_VIEWS:
+            self._missed.add(uid)
 
     def _count(self, uid: ExpertUid, number: int, members: tuple[PeerId, ...], result: AttemptResult) -> None:
         if result.abandoned is None:

@@ -15,7 +15,6 @@ import numpy as np
 
 from experts.continual.assessment import assign_classes
 from experts.errors import ExpertsError
-from experts.modules import MlpArchitecture
 from meshnode.blobs import fetch_from_any
 from meshnode.contributions import Contributions
 from meshnode.directory import Directory
@@ -43,7 +42,7 @@ from meshnode.trainer.messages import (
 from meshnode.trainer.process import TrainerDied, TrainerProcess
 from meshnode.transport.interface import Transport
 from protocol.errors import CallFailed, RefusedInput
-from protocol.identifiers import Digest, ExpertUid, expert_uid
+from protocol.identifiers import Digest, ExpertUid
 from protocol.signing import SigningKey
 
 __all__ = ["LEARNED", "Trainer", "TrainerParts", "TrainerState"]
@@ -254,18 +253,16 @@ class Trainer:
         newest = max((replica.advert for replica in listing.replicas), key=lambda advert: advert.generation)
         peers = [replica.peer_id for replica in listing.replicas if replica.advert.weights == newest.weights]
         weights = await fetch_from_any(self._parts.transport, peers, newest.weights, timeout_s=self._call_timeout_s)
-        await self._parts.host.adopt(uid, listing.classes, self._architecture(len(listing.classes)), weights)
+        architecture = self._parts.mesh.architecture(newest.hidden, len(listing.classes))
+        await self._parts.host.adopt(uid, listing.classes, architecture, weights)
 
     async def _spawn(self, classes: tuple[str, ...]) -> ExpertUid:
-        architecture = self._architecture(len(classes))
-        uid = expert_uid(self._parts.mesh.mesh_id, Digest(architecture.digest()), classes)
+        mesh = self._parts.mesh
+        uid = mesh.uid_of(classes, hidden=mesh.spec.expert.hidden)
         if uid not in self._parts.host.experts:
+            architecture = mesh.architecture(mesh.spec.expert.hidden, len(classes))
             await self._parts.host.adopt(uid, classes, architecture, None)
         return uid
-
-    def _architecture(self, num_classes: int) -> MlpArchitecture:
-        spec = self._parts.mesh.spec
-        return MlpArchitecture(feature_dim=spec.feature_dim, hidden=spec.expert.hidden, num_classes=num_classes)
 
     async def _job(self, uid: ExpertUid) -> ExpertJob:
         expert = self._parts.host.get(uid)

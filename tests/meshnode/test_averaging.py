@@ -125,13 +125,40 @@ async def test_what_is_learned_during_a_round_is_kept_and_averaged_in_the_next(t
 
 async def test_when_nobody_learned_nothing_is_exchanged(tmp_path: Path) -> None:
     async with group(tmp_path, "abc", PATIENT) as (uid, nodes):
+        # None of them knows yet whether the others have averaged without it: the first round makes them one.
         await average(nodes)
-        assert generations(uid, nodes) == [1, 1, 1]
-        assert [dict(node.averager.results) for node in nodes] == [{}, {}, {}]
-        await nodes[0].learn(uid, seed=1)
+        assert generations(uid, nodes) == [2, 2, 2]
         await average(nodes, number=round_number(nodes) + 1)
+        assert generations(uid, nodes) == [2, 2, 2]
+        assert [dict(node.averager.results) for node in nodes] == [{"committed": 1}] * 3
+        await nodes[0].learn(uid, seed=1)
         await average(nodes, number=round_number(nodes) + 2)
-        assert generations(uid, nodes) == [3, 2, 2]
+        await average(nodes, number=round_number(nodes) + 3)
+        assert generations(uid, nodes) == [4, 3, 3]
+
+
+async def test_in_a_pair_that_did_not_learn_nothing_is_exchanged(tmp_path: Path) -> None:
+    async with group(tmp_path, "ab", PATIENT) as (uid, nodes):
+        await average(nodes)
+        assert generations(uid, nodes) == [1, 1]
+        assert [dict(node.averager.results) for node in nodes] == [{}, {}]
+
+
+async def test_a_member_that_missed_a_round_is_made_one_with_the_others_again(tmp_path: Path) -> None:
+    async with group(tmp_path, "abc", SHORT) as (uid, nodes):
+        a, b, c = nodes
+        await average(nodes)
+        learned = await a.learn(uid, seed=1)
+        a.network.partition(frozenset({a.peer_id, b.peer_id}), frozenset({c.peer_id}))
+        await average(nodes, number=round_number(nodes) + 1)
+        assert np.allclose(a.host.snapshot(uid), b.host.snapshot(uid), atol=1e-6)
+        assert not np.allclose(a.host.snapshot(uid), learned, atol=1e-3)
+        assert not np.allclose(a.host.snapshot(uid), c.host.snapshot(uid), atol=1e-3)
+        a.network.partition()
+        # Nobody learns any more.
+        await average(nodes, number=round_number(nodes) + 2)
+        for node in (b, c):
+            assert np.allclose(a.host.snapshot(uid), node.host.snapshot(uid), atol=1e-6)
 
 
 @pytest.mark.parametrize("way", ["silent", "gone"])

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 from mesh_in_memory import MESH, key_of, memory_network
 
@@ -49,7 +50,7 @@ async def publish(network: MemoryNetwork, key: SigningKey, content: PeerRecord) 
 
 
 def directory_on(network: MemoryNetwork) -> Directory:
-    return Directory(network.join(key_of("reader").peer_id), MESH.mesh_id, refresh_s=60.0)
+    return Directory(network.join(key_of("reader").peer_id), MESH.mesh_id, refresh_s=60.0, genuine=lambda advert: True)
 
 
 async def test_replicas_of_an_expert_are_listed_together_and_experts_in_uid_order() -> None:
@@ -141,7 +142,9 @@ async def test_a_failure_is_remembered_until_a_success_or_for_a_while() -> None:
 
 async def test_the_service_looks_at_once_and_again_after_each_interval() -> None:
     network = memory_network()
-    directory = Directory(network.join(key_of("reader").peer_id), MESH.mesh_id, refresh_s=0.01)
+    directory = Directory(
+        network.join(key_of("reader").peer_id), MESH.mesh_id, refresh_s=0.01, genuine=lambda advert: True
+    )
     await publish(network, A, record(A, network))
     async with asyncio.timeout(5):
         service = asyncio.create_task(directory.run())
@@ -152,3 +155,17 @@ async def test_the_service_looks_at_once_and_again_after_each_interval() -> None
             directory.refreshed.clear()
             await directory.refreshed.wait()
         service.cancel()
+
+
+async def test_an_advert_under_another_experts_uid_does_not_count() -> None:
+    network = memory_network()
+    genuine_uid = MESH.uid_of(("0", "1"), hidden=4)
+    reader = network.join(key_of("reader").peer_id)
+    directory = Directory(reader, MESH.mesh_id, refresh_s=60.0, genuine=MESH.describes)
+    await publish(network, A, record(A, network, advert(genuine_uid, "0", "1")))
+    await publish(network, B, record(B, network, advert(genuine_uid, "7", "8")))
+    await publish(network, C, record(C, network, msgspec.structs.replace(advert(genuine_uid, "0", "1"), hidden=0)))
+    await directory.refresh()
+    (listing,) = directory.experts().values()
+    assert listing.classes == ("0", "1")
+    assert [replica.peer_id for replica in listing.replicas] == [A.peer_id]
