@@ -14,7 +14,6 @@ import httpx
 
 from meshnode.errors import NodeError, Timeout
 from meshnode.home import Home
-from meshnode.identity import load_or_create_identity
 
 __all__ = ["DemoFailed", "DemoNode", "until"]
 
@@ -50,11 +49,6 @@ class DemoNode:
         self._process: asyncio.subprocess.Process | None = None
         self._log_path = folder / f"{name}.log"
         self._client: httpx.AsyncClient | None = None
-
-    def address(self) -> str:
-        """Where peers reach this node; true before it has ever started, since its key and port are."""
-        self.home.create()
-        return f"/ip4/127.0.0.1/tcp/{self.port}/p2p/{load_or_create_identity(self.home).peer_id}"
 
     @property
     def pid(self) -> int:

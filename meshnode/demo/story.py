@@ -68,15 +68,11 @@ class Story:
             found_mesh, founder.home, name="demo", data=first_task, trunk="whitened", pixels=32
         )
         show.say(f"{founder.name} founds mesh {self.mesh_id[:12]}: a trunk of whitened patches of its first images")
-        addresses = [founder.address()]
-
-        async def start(node: DemoNode) -> None:
-            await node.start([] if node is founder else addresses)
-            await node.ready()
-            show.say(f"{node.name} is up: process {node.pid}")
-
-        # All at once: a node whose bootstrap address does not answer yet tries again.
-        await asyncio.gather(*(start(node) for node in self.nodes.values()))
+        # The founder first: libp2p lets an address that refused it rest for seconds before it dials again.
+        await self._start(founder, [])
+        addresses: list[str] = (await founder.get("/id"))["addresses"]
+        others = [node for node in self.nodes.values() if node is not founder]
+        await asyncio.gather(*(self._start(node, addresses) for node in others))
 
         async def met() -> bool:
             peers = [(await node.get("/peers"))["peers"] for node in self.nodes.values()]
@@ -92,6 +88,11 @@ class Story:
                 pulled_kb = status["traffic"]["received"]["blobs"] / 1024
                 show.say(f"{node.name} had neither spec nor trunk: pulled by digest, {pulled_kb:.0f} KB")
         return addresses
+
+    async def _start(self, node: DemoNode, join: list[str]) -> None:
+        await node.start(join)
+        await node.ready()
+        self._show.say(f"{node.name} is up: process {node.pid}")
 
     async def learn(self, task: int, client: MeshClient, bars: Bars) -> None:
         """A task's files arrive at its two nodes; wait until both learned it and their replicas are averaged."""
