@@ -9,6 +9,7 @@ It stores nothing for others, serves nothing, and forgets everything when it clo
 """
 
 import asyncio
+import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -31,10 +32,12 @@ from meshnode.runtime import router_config
 from meshnode.state.state import State
 from meshnode.transport.hivemind import HivemindConfig, HivemindTransport
 from meshnode.transport.interface import Traffic
-from protocol.errors import PeerUnreachable
+from protocol.errors import ModuleMeshError, PeerUnreachable
 from protocol.identifiers import MeshId
 
 __all__ = ["MeshClient"]
+
+log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 5.0
 
@@ -118,7 +121,10 @@ class MeshClient:
     async def _keep_fresh(self) -> None:
         while True:
             await asyncio.sleep(REFRESH_S)
-            await self.refresh()
+            try:
+                await self.refresh()
+            except ModuleMeshError as failure:
+                log.warning("the mesh could not be looked up, trying again: %s", failure)
 
     async def refresh(self) -> None:
         """Look up who hosts what now, and take in what was contributed to the router since the last time.

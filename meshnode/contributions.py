@@ -68,6 +68,7 @@ class Contributions:
         self._held: dict[ContributionKey, tuple[RouterContribution, bytes]] = {}
         self._statistics: dict[ContributionKey, ClassStatistics] = {}
         self._taken: dict[PeerId, Digest] = {}
+        self._adding = asyncio.Lock()
         self._solving = asyncio.Lock()
         self._stale = True
         self.view: RouterView | None = None
@@ -134,12 +135,16 @@ class Contributions:
         self._taken[peer_id] = index
 
     async def _add(self, contribution: RouterContribution, sealed: bytes, statistics: bytes) -> None:
-        await self._hold(contribution, sealed, statistics)
-        await asyncio.to_thread(self._state.add_contribution, contribution, sealed, statistics)
-        await self._publish_index()
+        # One at a time: the trainer's own and those of peers come from different tasks, and the index lists all.
+        async with self._adding:
+            if contribution.version <= self.version_of(contribution.peer_id, contribution.task):
+                return
+            await self._hold(contribution, sealed, statistics)
+            await asyncio.to_thread(self._state.add_contribution, contribution, sealed, statistics)
+            await self._publish_index()
 
     async def _hold(self, contribution: RouterContribution, sealed: bytes, statistics: bytes) -> None:
-        parsed = await self._compute.run(ClassStatistics.from_bytes, statistics)
+        parsed = await self._compute.run_own(ClassStatistics.from_bytes, statistics)
         if dict(parsed.counts) != contribution.samples:
             raise UnsafeStatistics("the statistics count other samples than their signed contribution")
         if parsed.feature_dim != self._feature_dim:
@@ -164,7 +169,7 @@ class Contributions:
                 return
             self._stale = False
             try:
-                self.view = await self._compute.run(_solve, dict(self._statistics), self._config)
+                self.view = await self._compute.run_own(_solve, dict(self._statistics), self._config)
             except NotPositiveDefinite as failure:
                 log.error("the router keeps its last solution: %s", failure)
 

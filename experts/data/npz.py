@@ -41,13 +41,16 @@ def load_task(path: Path) -> ImageDataset:
 
     Raises: MalformedDataset: If the file cannot be read, lacks an array, or the arrays do not fit each other.
     """
+    # Looked at first: of anything else numpy says that it might be loaded unsafely, which nobody should try.
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise MalformedDataset(str(path), reason="it is no .npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in ("images", "labels") if name not in file.files]
+            if missing:
+                raise MalformedDataset(str(path), reason=f"it has no array {' and no array '.join(missing)}")
             images, labels = file["images"], file["labels"]
-    except KeyError as exc:
-        raise MalformedDataset(str(path), reason=f"no array {exc}") from exc
-    # TypeError: a lone .npy loads as an array, which is no context manager.
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as exc:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as exc:
         raise MalformedDataset(str(path), reason=f"not a task file: {exc}") from exc
     if labels.dtype.kind != "U" or labels.ndim != 1:
         raise MalformedDataset(str(path), reason="labels are not a list of text")

@@ -109,6 +109,8 @@ class RoundDriver:
             watch.cancel()
             if result.delta is not None:
                 await commit(result.delta)
+        # The driver is kept to answer for the outcome; what was exchanged is not needed for that.
+        self._vector, self._reduced = np.empty(0, np.float32), None
         return result
 
     def feed(self, event: Event) -> None:

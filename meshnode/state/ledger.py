@@ -267,7 +267,7 @@ class Ledger:
                 yield self._connection
             except sqlite3.OperationalError as exc:
                 full = exc.sqlite_errorcode == sqlite3.SQLITE_FULL
-                raise OSError(errno.ENOSPC if full else errno.EIO, f"{self._path}: {exc}") from exc
+                raise OSError(errno.ENOSPC if full else errno.EIO, str(exc), str(self._path)) from exc
             except sqlite3.IntegrityError:
                 raise  # a bug of ours: the file is as good as before
             except sqlite3.DatabaseError as exc:

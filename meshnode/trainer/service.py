@@ -41,7 +41,7 @@ from meshnode.trainer.messages import (
 )
 from meshnode.trainer.process import TrainerDied, TrainerProcess
 from meshnode.transport.interface import Transport
-from protocol.errors import CallFailed, RefusedInput
+from protocol.errors import CallFailed, RefusedInput, UnknownExpert
 from protocol.identifiers import Digest, ExpertUid
 from protocol.signing import SigningKey
 
@@ -129,6 +129,8 @@ class Trainer:
     async def run(self) -> None:
         """Learn for ever; restart the worker when it dies."""
         pause_s = RESTART_S
+        if self._settings.data is not None and not self._settings.data.is_dir():
+            log.warning("there is no folder %s: nothing to learn until it is made", self._settings.data)
         while True:
             self._process = await TrainerProcess.start(threads=self._threads)
             self.status.pid = self._process.pid
@@ -249,7 +251,9 @@ class Trainer:
 
     async def _adopt(self, uid: ExpertUid) -> None:
         """Host a replica of a peer's expert, from its newest weights."""
-        listing = self._parts.directory.experts()[uid]
+        listing = self._parts.directory.experts().get(uid)
+        if listing is None:  # its last lease ended while another replica was being pulled
+            raise UnknownExpert(uid)
         newest = max((replica.advert for replica in listing.replicas), key=lambda advert: advert.generation)
         peers = [replica.peer_id for replica in listing.replicas if replica.advert.weights == newest.weights]
         weights = await fetch_from_any(self._parts.transport, peers, newest.weights, timeout_s=self._call_timeout_s)

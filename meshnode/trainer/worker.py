@@ -22,6 +22,8 @@ def _die_with(parent_pid: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         raise SystemExit(1)
+    # Ctrl+C reaches the whole terminal's group; it is the daemon that decides what ends when.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == "__main__":
@@ -167,7 +169,12 @@ def main() -> None:
     inbox = _Inbox(sys.stdin.buffer)
     setup = inbox.next_order()
     assert isinstance(setup, Setup)
-    _Worker(setup, inbox, output).work()
+    try:
+        worker = _Worker(setup, inbox, output)
+    except ExpertsError as exc:
+        print(f"the trainer cannot start: {exc} (in {setup.state_dir})", file=sys.stderr, flush=True)
+        os._exit(1)  # the thread that reads the pipe would not let the interpreter end
+    worker.work()
 
 
 if __name__ == "__main__":

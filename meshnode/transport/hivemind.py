@@ -9,9 +9,10 @@ import errno
 import hashlib
 import logging
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,17 +107,18 @@ class HivemindTransport:
         host_kind = "ip6" if ":" in config.listen_host else "ip4"
         _require_free(config.listen_host, config.port)
         try:
-            p2p = await P2P.create(
-                identity_path=str(config.identity_path),
-                host_maddrs=[f"/{host_kind}/{config.listen_host}/tcp/{config.port}"],
-                announce_maddrs=list(config.announce) or None,
-                dht_mode="client" if config.client_only else "server",
-                no_listen=config.client_only,
-                check_if_identity_free=False,
-                auto_nat=False,
-                nat_port_map=False,
-                use_relay=False,
-            )
+            with _in_a_session_of_its_own():
+                p2p = await P2P.create(
+                    identity_path=str(config.identity_path),
+                    host_maddrs=[f"/{host_kind}/{config.listen_host}/tcp/{config.port}"],
+                    announce_maddrs=list(config.announce) or None,
+                    dht_mode="client" if config.client_only else "server",
+                    no_listen=config.client_only,
+                    check_if_identity_free=False,
+                    auto_nat=False,
+                    nat_port_map=False,
+                    use_relay=False,
+                )
         except P2PDaemonError as exc:
             raise TransportFailed(str(exc)) from exc
         try:
@@ -283,6 +285,21 @@ def _require_free(host: str, port: int) -> None:
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE:
                 raise PortInUse(host, port) from exc
+
+
+@contextmanager
+def _in_a_session_of_its_own() -> Iterator[None]:
+    """Start p2pd out of the terminal's reach: Ctrl+C is for the daemon, which needs p2pd to say goodbye.
+
+    hivemind has no option for it, so the function it starts p2pd with is replaced meanwhile. p2pd ends with its
+    control socket all the same.
+    """
+    start = asyncio.subprocess.create_subprocess_exec
+    asyncio.subprocess.create_subprocess_exec = partial(start, start_new_session=True)
+    try:
+        yield
+    finally:
+        asyncio.subprocess.create_subprocess_exec = start
 
 
 def _node_id(peer_id: PeerID) -> DHTID:
