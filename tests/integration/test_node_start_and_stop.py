@@ -90,3 +90,17 @@ def test_a_dead_bootstrap_address_is_a_warning_with_its_cause_and_a_retry(daemon
     assert node.terminate() == 0
     assert "Traceback" not in node.stderr
     assert "hivemind" not in node.stderr
+
+
+def test_ctrl_c_in_a_terminal_is_for_the_daemon_alone(daemons: Daemons, tmp_path: Path) -> None:
+    node = _founded(daemons, tmp_path).launch().wait_ready()
+    node.wait_for(lambda node: bool(node.status()["training"]["learned"]), "its task learned")
+    children = node.children()
+    # A terminal interrupts every process of its group: p2pd is in another session, the trainer turns a deaf ear.
+    assert os.getsid(children["p2pd"].pid) != os.getsid(node.pid)
+    children["trainer"].send_signal(signal.SIGINT)
+    assert node.process is not None
+    node.process.send_signal(signal.SIGINT)
+    assert node.process.wait(20) == 0
+    assert not any(is_running(child) for child in children.values())
+    assert complaints(node.stderr) == []

@@ -1,5 +1,8 @@
 """The router of many: peers that hold the same signed contributions hold the same router, to the bit."""
 
+import asyncio
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +28,7 @@ from experts.trunk.base import features_of
 from meshnode.handlers import Handlers
 from meshnode.state.blobs import BlobStore
 from protocol.codec import encode
-from protocol.identifiers import MeshId, digest_of
+from protocol.identifiers import Digest, MeshId, digest_of
 from protocol.records import (
     PeerRecord,
     RouterContribution,
@@ -135,6 +138,27 @@ async def test_a_contribution_counts_once_however_often_it_arrives(tmp_path: Pat
         assert c.contributions.view is not None
         assert dict(c.contributions.view.samples) == dict(ClassStatistics.from_bytes(statistics_of("0", "1")).counts)
         assert torch.equal(router_of(b).weights, router_of(a).weights)
+
+
+async def test_contributions_that_come_at_once_are_all_in_the_index(tmp_path: Path) -> None:
+    network = memory_network()
+    async with memory_nodes(network, "ab", tmp_path) as (a, b):
+        put, writing = a.state.blobs.put, threading.Event()
+
+        def put_the_first_last(data: bytes) -> Digest:
+            if data[:1] == b"\x91":  # the index of one entry
+                writing.set()
+                time.sleep(0.3)
+            return put(data)
+
+        a.state.blobs.put = put_the_first_last  # type: ignore[method-assign]
+        first = asyncio.create_task(a.contribute("t", statistics_of("0", "1")))
+        await asyncio.to_thread(writing.wait)
+        await a.contribute("u", statistics_of("2", "3"))
+        await first
+        await announce_all((a, b))
+        await pull(b)
+        assert {b.contributions.version_of(a.peer_id, task) for task in ("t", "u")} == {1}
 
 
 async def test_a_third_party_passes_on_what_the_contributor_signed(tmp_path: Path) -> None:
