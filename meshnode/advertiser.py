@@ -14,6 +14,9 @@ __all__ = ["Advertiser"]
 
 log = logging.getLogger(__name__)
 
+RETRY_S = 1.0
+"""Pause after a lease that no node of the DHT took: much shorter than a lease, or it would run out meanwhile."""
+
 RecordOf = Callable[[float, float, bool], PeerRecord]
 """Describes this node now: (issued_at, expires_at, leaving) -> record."""
 
@@ -50,12 +53,15 @@ class Advertiser:
         self._changed.set()
 
     async def run(self) -> None:
-        """Renew for ever."""
+        """Renew for ever; a lease that no node took is offered again soon."""
+        failures = 0
         while True:
             self._changed.clear()
-            await self.publish()
+            failures = 0 if await self.publish() else failures + 1
+            if failures == 2:  # one alone is a busy moment
+                log.warning("no node of the DHT takes this node's record; it is offered again and again")
             try:
-                async with asyncio.timeout(self._ttl_s / 3):
+                async with asyncio.timeout(RETRY_S if failures else self._ttl_s / 3):
                     await self._changed.wait()
             except TimeoutError:
                 pass
@@ -70,7 +76,4 @@ class Advertiser:
         except RecordRefused as refusal:
             log.warning("this node's record: %s; was the clock set back? Peers may refuse it too", refusal)
         key = record_key(record.mesh_id)
-        stored = await self._transport.publish(key, record.peer_id, sealed, expires_at=record.expires_at)
-        if not stored:
-            log.warning("no node of the DHT took this node's record; it is offered again in %.0f s", self._ttl_s / 3)
-        return stored
+        return await self._transport.publish(key, record.peer_id, sealed, expires_at=record.expires_at)

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.integration
 
 MESH = MeshId(digest_of(b"a mesh of three"))
 CLASSES = ("cat", "dog")
-PERIOD_S, TIMEOUT_S = 20.0, 2.0
+PERIOD_S, TIMEOUT_S = 20.0, 4.0
 
 Moment = Callable[[], Awaitable[None]]
 
