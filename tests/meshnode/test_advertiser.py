@@ -104,3 +104,28 @@ async def test_a_clock_that_was_set_back_is_a_warning_and_no_end(caplog: pytest.
     assert "clock" in caplog.text
     network.now_s += 11
     assert await node.advertiser.publish()
+
+
+async def test_a_lease_that_no_node_took_is_offered_again_long_before_its_renewal(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meshnode.advertiser.RETRY_S", 0.01)
+    node = Node(memory_network(), ttl_s=300)
+    offers: list[bool] = []
+    taken = asyncio.Event()
+
+    async def take_the_third(key: str, subkey: str, value: bytes, *, expires_at: float) -> bool:
+        node.network.now_s += 0.01
+        offers.append(len(offers) == 2)
+        if offers[-1]:
+            taken.set()
+        return offers[-1]
+
+    monkeypatch.setattr(node.transport, "publish", take_the_third)
+    with caplog.at_level(logging.WARNING):
+        service = asyncio.create_task(node.advertiser.run())
+        async with asyncio.timeout(10):
+            await taken.wait()
+        service.cancel()
+    assert offers == [False, False, True]
+    assert len(caplog.records) == 1, "one failure is a busy moment, the second is said, once"
