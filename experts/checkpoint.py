@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from experts.errors import CorruptWeights, ShapeMismatch
+from experts.materialise import materialise
 
 __all__ = [
     "MAX_HEADER_BYTES",
@@ -66,7 +67,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None
         if tensor.shape != own[name].shape:
             raise CorruptWeights(f"{name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}")
     if any(tensor.is_meta for tensor in own.values()):
-        module.to_empty(device="cpu")
+        materialise(module)
     # In place: an optimizer may hold these very parameters.
     module.load_state_dict(tensors)
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from experts.errors import ShapeMismatch, UnknownArchitecture
 from experts.generators import portable_uniform
+from experts.materialise import materialise
 
 __all__ = ["Architecture", "MAX_PARAMETERS", "MlpArchitecture", "architecture_from_config", "probabilities"]
 
@@ -128,7 +129,7 @@ class MlpArchitecture(Architecture):
         # On the meta device torch's own initialisation draws nothing from the global stream.
         with torch.device("meta"):
             module = _Mlp(self)
-        module.to_empty(device="cpu")
+        materialise(module)
         with torch.no_grad():
             for layer_name, layer in (("hidden", module.hidden), ("output", module.output)):
                 bound = 1.0 / math.sqrt(layer.in_features)

@@ -1,9 +1,9 @@
 """Keeps this node's record in the DHT: a signed lease, renewed at a third of its life and when its content changes."""
 
 import asyncio
-import logging
 from collections.abc import Callable
 
+from meshnode.logs import get_logger
 from meshnode.transport.interface import Transport
 from protocol.errors import RecordRefused
 from protocol.identifiers import PeerId
@@ -12,7 +12,7 @@ from protocol.signing import SigningKey
 
 __all__ = ["Advertiser"]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 RETRY_S = 1.0
 """Pause after a lease that no node of the DHT took: much shorter than a lease, or it would run out meanwhile."""
@@ -74,6 +74,8 @@ class Advertiser:
         try:
             self._published(sealed, record.peer_id)
         except RecordRefused as refusal:
-            log.warning("this node's record: %s; was the clock set back? Peers may refuse it too", refusal)
+            log.warning(
+                "this node's record is refused; was the clock set back? Peers may refuse it too", reason=str(refusal)
+            )
         key = record_key(record.mesh_id)
         return await self._transport.publish(key, record.peer_id, sealed, expires_at=record.expires_at)

@@ -9,7 +9,6 @@ It stores nothing for others, serves nothing, and forgets everything when it clo
 """
 
 import asyncio
-import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from meshnode.errors import Timeout
 from meshnode.home import Home
 from meshnode.identity import load_or_create_identity
 from meshnode.inference import Prediction, RoutedInference
+from meshnode.logs import get_logger
 from meshnode.mesh import Mesh, pull_mesh
 from meshnode.runtime import router_config
 from meshnode.state.state import State
@@ -37,7 +37,7 @@ from protocol.identifiers import MeshId
 
 __all__ = ["MeshClient"]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 CALL_TIMEOUT_S = 5.0
 
@@ -124,7 +124,7 @@ class MeshClient:
             try:
                 await self.refresh()
             except ModuleMeshError as failure:
-                log.warning("the mesh could not be looked up, trying again: %s", failure)
+                log.warning("the mesh could not be looked up, trying again", reason=str(failure))
 
     async def refresh(self) -> None:
         """Look up who hosts what now, and take in what was contributed to the router since the last time.

@@ -25,6 +25,11 @@ class Compute:
         self._max_waiting = max_waiting
         self._waiting = 0
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait or run."""
+        return self._waiting
+
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `function` in the compute thread and return its result.
 

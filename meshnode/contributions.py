@@ -5,7 +5,6 @@ arrives, and in the order of its key whenever it arrives, so all peers that hold
 """
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from experts.router.statistics import ClassStatistics, sum_contributions
 from meshnode.blobs import fetch_blob
 from meshnode.compute import Compute
 from meshnode.directory import Directory
+from meshnode.logs import get_logger
 from meshnode.state.state import State
 from meshnode.transport.interface import Transport
 from protocol.errors import ModuleMeshError, RecordRefused
@@ -30,7 +30,7 @@ from protocol.signing import SigningKey
 
 __all__ = ["Contributions", "RouterView"]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 ContributionKey = tuple[str, str]
 """(contributor, task). Of one key the highest version counts."""
@@ -85,7 +85,9 @@ class Contributions:
                 contribution = open_contribution(sealed, mesh_id=self._mesh_id, now_s=now_s)
                 await self._hold(contribution, sealed, self._state.blobs.get(contribution.statistics))
             except (RecordRefused, UnsafeStatistics) as refusal:
-                log.warning("a stored contribution is left out: %s", refusal)  # signed before the clock was set back
+                log.warning(
+                    "a stored contribution is left out", reason=str(refusal)
+                )  # signed before the clock was set back
         await self._publish_index()
         await self.solve()
 
@@ -120,7 +122,7 @@ class Contributions:
             try:
                 await self._pull_from(transport, record.peer_id, index, timeout_s=timeout_s)
             except (ModuleMeshError, UnsafeStatistics) as failure:
-                log.info("contributions of %s not taken: %s", record.peer_name, failure)
+                log.info("contributions not taken", peer=record.peer_name, reason=str(failure))
 
     async def _pull_from(self, transport: Transport, peer_id: PeerId, index: Digest, *, timeout_s: float) -> None:
         if self._taken.get(peer_id) == index:
@@ -171,7 +173,7 @@ class Contributions:
             try:
                 self.view = await self._compute.run_own(_solve, dict(self._statistics), self._config)
             except NotPositiveDefinite as failure:
-                log.error("the router keeps its last solution: %s", failure)
+                log.error("the router keeps its last solution", reason=str(failure))
 
 
 def _solve(statistics: Mapping[ContributionKey, ClassStatistics], config: RouterConfig) -> RouterView:

@@ -6,7 +6,6 @@ public home, in this order.
 
 import gzip
 import hashlib
-import logging
 import zlib
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import platformdirs
 
 from meshnode.errors import ResourceAbsent
 from meshnode.home import write_atomically
+from meshnode.logs import get_logger
 
 __all__ = ["find_dataset"]
 
@@ -34,7 +34,7 @@ CONTENT_SHA256 = {
 
 DOWNLOAD_TIMEOUT_S = 60.0
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def find_dataset(name: str) -> Path | None:
@@ -58,7 +58,7 @@ def find_dataset(name: str) -> Path | None:
 
 
 def _download(file: str, sha256: str, folder: Path) -> None:
-    log.info("downloading %s%s", PUBLIC_HOME, file)
+    log.info("downloading", url=PUBLIC_HOME + file)
     try:
         answer = httpx.get(PUBLIC_HOME + file, timeout=DOWNLOAD_TIMEOUT_S, follow_redirects=True)
         answer.raise_for_status()

@@ -5,10 +5,11 @@ lately failed to answer, so that whoever chooses a replica can try the others fi
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from meshnode.logs import get_logger
+from meshnode.telemetry import Telemetry
 from meshnode.transport.interface import Transport
 from protocol.errors import MalformedIdentifier, RecordRefused
 from protocol.identifiers import ExpertUid, MeshId, PeerId, parse_peer_id
@@ -19,7 +20,7 @@ __all__ = ["Directory", "ExpertListing", "Replica"]
 FAILURE_MEMORY_S = 5.0
 """A peer that failed is tried last for this long; then it may have come back."""
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 IsGenuine = Callable[[ExpertAdvert], bool]
 
@@ -50,10 +51,22 @@ class Directory:
         mesh_id: The mesh whose records count.
         refresh_s: Seconds between two look-ups of `run`.
         genuine: Whether an advert's uid is that of the expert it describes; others do not count.
+        telemetry: Is told of peers that come and go.
     """
 
-    def __init__(self, transport: Transport, mesh_id: MeshId, *, refresh_s: float, genuine: IsGenuine) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        mesh_id: MeshId,
+        *,
+        refresh_s: float,
+        genuine: IsGenuine,
+        telemetry: Telemetry | None = None,
+    ) -> None:
         self._transport = transport
+        self._events = (telemetry or Telemetry()).events
+        self._others: dict[PeerId, str] = {}
+        """Names of the live peers but this node, as of the last look-up."""
         self._mesh_id = mesh_id
         self._refresh_s = refresh_s
         self._genuine = genuine
@@ -76,9 +89,19 @@ class Directory:
             try:
                 self._book.accept(data, parse_peer_id(subkey), now_s)
             except (RecordRefused, MalformedIdentifier) as refusal:
-                log.debug("record of %s refused: %s", subkey, refusal)
+                log.debug("record refused", peer=subkey, reason=str(refusal))
         self._book.forget_expired(now_s)
+        self._tell_of_changes()
         self.refreshed.set()
+
+    def _tell_of_changes(self) -> None:
+        mine = self._transport.peer_id
+        now = {record.peer_id: record.peer_name for record in self.records() if record.peer_id != mine}
+        for peer_id in now.keys() - self._others.keys():
+            self._events.emit("peer_joined", peer=peer_id, name=now[peer_id])
+        for peer_id in self._others.keys() - now.keys():
+            self._events.emit("peer_left", peer=peer_id, name=self._others[peer_id])
+        self._others = now
 
     def take(self, record: bytes, peer_id: PeerId) -> None:
         """Take in a record that came another way than through the DHT; it is checked the same.

@@ -87,7 +87,13 @@ def _expert_document(runtime: MeshRuntime, listing: ExpertListing, *, local: boo
 def averaging_document(runtime: MeshRuntime) -> dict[str, Any]:
     """Rounds so far, and the last committed one of each expert."""
     results: Counter[str] = runtime.averager.results
+    others = {
+        uid: len(listing.replicas) > (uid in runtime.host.experts)
+        for uid, listing in runtime.directory.experts().items()
+    }
     return {
+        "enabled": True,
+        "replicated": sum(others.get(uid, False) for uid in runtime.host.experts),
         "committed": results["committed"],
         "abandoned": {reason: count for reason, count in sorted(results.items()) if reason != "committed"},
         "waiting": sorted(uid for uid, expert in runtime.host.experts.items() if expert.dirty),
@@ -104,12 +110,15 @@ def training_document(runtime: MeshRuntime) -> dict[str, Any]:
     history: Sequence[dict[str, object]] = tuple(runtime.trainer.history)
     return {
         "state": status.state,
+        "reason": status.reason,
         "task": status.task,
         "stage": status.stage,
         "done": status.done,
         "total": status.total,
         "loss": status.loss,
         "replay_samples": status.replay_samples,
+        "unreadable": dict(status.unreadable),
+        "failed": dict(status.failed),
         "restarts": status.restarts,
         "pid": status.pid,
         "learned": runtime.learned_tasks(),

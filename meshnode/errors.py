@@ -4,6 +4,7 @@ The errors of the mesh are `protocol.errors`; these here never cross the wire. B
 ``message`` and a ``hint``, so that whoever shows them to people or programs need not tell them apart.
 """
 
+from collections.abc import Mapping
 from enum import IntEnum
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +15,7 @@ __all__ = [
     "AlreadyRunning",
     "ConfigInvalid",
     "DaemonNotRunning",
+    "EXIT_CODES",
     "ExitCode",
     "IdentityUnusable",
     "NoSuchPeerOrExpert",
@@ -204,22 +206,36 @@ class StateTooNew(NodeError):
         self.supported = supported
 
 
-_EXIT_CODES: dict[str, ExitCode] = {
+EXIT_CODES: Mapping[str, ExitCode] = {
+    ErrorCode.BAD_SIGNATURE: ExitCode.FAILURE,
+    ErrorCode.BLOB_CORRUPT: ExitCode.FAILURE,
+    ErrorCode.BUSY: ExitCode.FAILURE,
     ErrorCode.CALL_TIMEOUT: ExitCode.TIMEOUT,
+    ErrorCode.CLOCK_SKEWED: ExitCode.FAILURE,
     ErrorCode.DRAINING: ExitCode.REFUSED,
+    ErrorCode.FRAME_TOO_LARGE: ExitCode.FAILURE,
     ErrorCode.MALFORMED_ADDRESS: ExitCode.USAGE,
     ErrorCode.MALFORMED_IDENTIFIER: ExitCode.USAGE,
+    ErrorCode.MALFORMED_MESSAGE: ExitCode.FAILURE,
+    ErrorCode.MALFORMED_SPEC: ExitCode.FAILURE,
+    ErrorCode.MALFORMED_TENSOR: ExitCode.FAILURE,
     ErrorCode.MESH_MISMATCH: ExitCode.REFUSED,
+    ErrorCode.NOT_READY: ExitCode.FAILURE,
     ErrorCode.NO_ROUTE: ExitCode.NO_SUCH_PEER_OR_EXPERT,
     ErrorCode.PEER_UNREACHABLE: ExitCode.NO_SUCH_PEER_OR_EXPERT,
+    ErrorCode.RECORD_REFUSED: ExitCode.FAILURE,
+    ErrorCode.REMOTE_FAILURE: ExitCode.FAILURE,
     ErrorCode.ROWS_UNANSWERED: ExitCode.TIMEOUT,
+    ErrorCode.UNKNOWN_BLOB: ExitCode.FAILURE,
     ErrorCode.UNKNOWN_EXPERT: ExitCode.NO_SUCH_PEER_OR_EXPERT,
+    ErrorCode.UNKNOWN_METHOD: ExitCode.FAILURE,
 } | {error_type.code: error_type.exit_code for error_type in NodeError.__subclasses__()}
+"""How a command ends that an error of this code ended: every code of the mesh, and those of this node."""
 
 
 def exit_code_for(code: str) -> ExitCode:
     """The exit code for an error of which only the ``code`` is known, as in the API's answers; else 1."""
-    return _EXIT_CODES.get(code, ExitCode.FAILURE)
+    return EXIT_CODES.get(code, ExitCode.FAILURE)
 
 
 def exit_code_of(exc: BaseException) -> ExitCode:

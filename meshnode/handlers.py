@@ -10,6 +10,7 @@ from meshnode.averaging.averager import Averager
 from meshnode.hosting import ExpertHost
 from meshnode.mesh import Mesh
 from meshnode.state.blobs import BlobStore
+from meshnode.telemetry.instruments import Instruments
 from protocol.errors import Draining, MeshMismatch, NotReady, UnknownBlob, UnknownMethod
 from protocol.framing import Frame
 from protocol.identifiers import PeerId
@@ -35,10 +36,17 @@ class Handlers:
     The parts of a mesh are absent until the node belongs to one; what needs them answers `NotReady` until then.
     """
 
-    def __init__(self, blobs: BlobStore, peer_name: str, now_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        blobs: BlobStore,
+        peer_name: str,
+        now_s: Callable[[], float],
+        instruments: Instruments | None = None,
+    ) -> None:
         self._blobs = blobs
         self._peer_name = peer_name
         self._now_s = now_s
+        self._instruments = instruments or Instruments()
         self._mesh: Mesh | None = None
         self._host: ExpertHost | None = None
         self._averager: Averager | None = None
@@ -61,7 +69,8 @@ class Handlers:
             case BlobGet():
                 return await self._send_part(message)
             case Forward():
-                return await self._forward(message, request)
+                with self._instruments.inference("server"):
+                    return await self._forward(message, request)
             case RoundProposal() | RoundAttestation() | RoundOutcomeQuery():
                 if self._averager is None:
                     raise NotReady("this node does not average")

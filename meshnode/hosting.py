@@ -50,6 +50,8 @@ class HostedExpert:
     module: nn.Module
     generation: int
     weights: Digest
+    committed_at: float
+    """When these parameters were committed, in seconds since the epoch."""
     dirty: bool = False
     """Whether it has learned anything since its last committed round."""
     deltas: list[np.ndarray] | None = None
@@ -102,6 +104,7 @@ class ExpertHost:
                 module=module,
                 generation=generation.number,
                 weights=generation.digest,
+                committed_at=generation.created_at,
                 dirty=generation.cause == TRAINED,
             )
 
@@ -154,6 +157,7 @@ class ExpertHost:
             module=module,
             generation=0,
             weights=Digest(""),
+            committed_at=0.0,
         )
         await self._commit(expert, flat_parameters(module).numpy(), cause="adopted" if weights else "initial")
         self._experts[uid] = expert
@@ -217,4 +221,5 @@ class ExpertHost:
         module.to(self._device)
         generation = await asyncio.to_thread(self._state.commit_generation, expert.uid, data, cause=cause, steps=steps)
         expert.module, expert.generation, expert.weights = module, generation.number, generation.digest
+        expert.committed_at = generation.created_at
         self.changed.set()

@@ -25,6 +25,7 @@ from meshnode.contributions import RouterView
 from meshnode.directory import Directory, ExpertListing
 from meshnode.hosting import ExpertHost
 from meshnode.mesh import Mesh
+from meshnode.telemetry.instruments import Instruments
 from meshnode.transport.interface import Transport
 from protocol.errors import ModuleMeshError, NoRoute, NotReady, RowsUnanswered
 from protocol.framing import Frame
@@ -82,9 +83,10 @@ class RoutedInference:
         transport: Reaches them.
         compute: Runs trunk, gates and combination.
         host: The experts of this process; None for a client that hosts none.
+        instruments: Count the requests and take their time.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts of the node that a query passes through
         self,
         mesh: Mesh,
         router: Callable[[], RouterView | None],
@@ -92,6 +94,7 @@ class RoutedInference:
         transport: Transport,
         compute: Compute,
         host: ExpertHost | None = None,
+        instruments: Instruments | None = None,
     ) -> None:
         self._mesh = mesh
         self._router = router
@@ -99,6 +102,7 @@ class RoutedInference:
         self._transport = transport
         self._compute = compute
         self._host = host
+        self._instruments = instruments or Instruments()
         self._turns: Counter[ExpertUid] = Counter()
         """Calls so far of each expert; successive ones begin at successive replicas, so that these share the load."""
 
@@ -116,6 +120,10 @@ class RoutedInference:
             RowsUnanswered: Some rows had no answer from any of their experts.
             MalformedDataset: `images` are not images.
         """
+        with self._instruments.inference("client"):
+            return await self._predict(images, timeout_s=timeout_s, top_k=top_k)
+
+    async def _predict(self, images: np.ndarray, *, timeout_s: float, top_k: int | None) -> Prediction:
         began, deadline_s = time.perf_counter(), time.monotonic() + timeout_s
         view = self._view()
         experts = self._directory.experts()

@@ -1,16 +1,139 @@
-"""What the daemon says on stderr: one line an event, ours at the level asked for, libraries' only when they fail."""
+"""What the daemon says on stderr: one line an event, for people on a terminal, JSON for programs.
+
+Our own lines are structlog's, with their facts as names and values; those of libraries, hivemind's p2pd among them, go
+the same way. A secret that was made known to `keep_secret` is in no line, whoever wrote it.
+"""
 
 import logging
+import os
 import sys
+from dataclasses import dataclass
+from typing import Literal, cast
 
-__all__ = ["configure_logs"]
+import structlog
+from structlog.dev import plain_traceback
+from structlog.stdlib import BoundLogger, ProcessorFormatter
+from structlog.typing import EventDict
+
+from meshnode.printable import printable
+
+__all__ = ["LogFormat", "LogSettings", "configure_logs", "get_logger", "keep_secret", "log_settings"]
+
+LogFormat = Literal["auto", "text", "json"]
+
+_P2PD_READER = "hivemind.p2p.p2p_daemon"
+
+_secrets: set[str] = set()
 
 
-def configure_logs(level: str) -> None:
-    """Send this process's log lines of `level` (debug, info, warning, error) and above to stderr."""
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """How lines are written."""
+
+    level: str = "warning"
+    """debug, info, warning or error: from here on up. Of libraries, warnings and up are shown, with debug all."""
+    format: Literal["text", "json"] = "json"
+
+
+_settings = LogSettings()
+
+
+def get_logger(name: str) -> BoundLogger:
+    """A logger whose lines carry their facts by name: ``log.info("task learned", task="1")``."""
+    # Configured by itself, not for the process: a program that uses `MeshClient` may have a structlog of its own.
+    return cast(
+        "BoundLogger",
+        structlog.wrap_logger(
+            logging.getLogger(name),
+            processors=[structlog.stdlib.filter_by_level, ProcessorFormatter.wrap_for_formatter],
+            wrapper_class=BoundLogger,
+        ),
+    )
+
+
+def keep_secret(value: str) -> None:
+    """From now on, write ``[secret]`` wherever a line would hold this value."""
+    if value:
+        _secrets.add(value)
+
+
+def log_settings() -> LogSettings:
+    """What `configure_logs` has set up, for a child process to do the same."""
+    return _settings
+
+
+def configure_logs(level: str, form: LogFormat = "auto") -> LogSettings:
+    """Send this process's log lines to stderr.
+
+    Args:
+        level: As in `LogSettings`.
+        form: ``auto`` is text on a terminal, else JSON.
+
+    Returns: What holds from now on.
+    """
+    global _settings  # noqa: PLW0603 - there is one stderr
+    if form == "auto":
+        form = "text" if sys.stderr.isatty() else "json"
+    _settings = LogSettings(level, form)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_text() if form == "text" else _json())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.ERROR)
+    root.setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
     logging.getLogger("meshnode").setLevel(level.upper())
+    return _settings
+
+
+class _Formatter(ProcessorFormatter):
+    """The library's, and nothing secret."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, but for the trace of an exception."""
+        line = super().format(record)
+        for secret in _secrets:
+            line = line.replace(secret, "[secret]")
+        return line
+
+
+def _formatter(*processors: structlog.typing.Processor) -> logging.Formatter:
+    return _Formatter(
+        processors=[
+            _name_the_origin,
+            ProcessorFormatter.remove_processors_meta,
+            structlog.processors.add_log_level,
+            *processors,
+        ]
+    )
+
+
+def _json() -> logging.Formatter:
+    return _formatter(
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(default=str),
+    )
+
+
+def _text() -> logging.Formatter:
+    colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    return _formatter(
+        _escape,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+        structlog.dev.ConsoleRenderer(
+            colors=colours, pad_event_to=28, sort_keys=False, exception_formatter=plain_traceback
+        ),
+    )
+
+
+def _name_the_origin(_logger: object, _method: str, fields: EventDict) -> EventDict:
+    """Which logger a library's line came through; what hivemind reads from p2pd's output is p2pd's."""
+    record: logging.LogRecord = fields["_record"]
+    if not record.name.startswith("meshnode"):
+        by_p2pd = record.name == _P2PD_READER and hasattr(record, "caller")
+        fields["logger"] = "p2pd" if by_p2pd else record.name
+    return fields
+
+
+def _escape(_logger: object, _method: str, fields: EventDict) -> EventDict:
+    """Names and errors come from other peers: an escape sequence in one must not steer the terminal."""
+    return {name: printable(value) if isinstance(value, str) else value for name, value in fields.items()}

@@ -5,7 +5,6 @@ whoever it meets which mesh they are in.
 """
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from experts.modules import MlpArchitecture
 from experts.trunk.base import Trunk
 from experts.trunk.codec import trunk_from_bytes
 from meshnode.blobs import fetch_blob
+from meshnode.logs import get_logger
 from meshnode.state.state import State
 from meshnode.transport.interface import Transport
 from protocol.errors import MalformedMessage, MalformedSpec, MeshMismatch, ModuleMeshError, RefusedInput
@@ -30,7 +30,7 @@ MESH_SETTING = "mesh_id"
 
 LOOK_AGAIN_S = 0.5
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,10 +90,10 @@ async def pull_mesh(
                 if mesh_id is not None:
                     return await _pull(state, transport, peer_id, mesh_id, timeout_s=timeout_s), peer_id
             except MeshMismatch as mismatch:
-                log.warning("peer %s: %s", peer_id, mismatch)
+                log.warning("a peer belongs to another mesh", peer=peer_id, reason=str(mismatch))
                 refused.add(peer_id)
             except (ModuleMeshError, ExpertsError) as failure:
-                log.debug("no mesh from peer %s yet: %s", peer_id, failure)
+                log.debug("no mesh from this peer yet", peer=peer_id, reason=str(failure))
         await asyncio.sleep(LOOK_AGAIN_S)
 
 

@@ -5,119 +5,205 @@ the same: it answers its user, keeps trying its bootstrap addresses, and takes t
 """
 
 import asyncio
-import logging
+import json
 import os
 import signal
 import sys
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import uvloop
+from prometheus_client import disable_created_metrics
 
 from meshnode.api.server import ApiServer
+from meshnode.banner import banner
 from meshnode.bootstrap import Bootstrap
 from meshnode.compute import Compute
-from meshnode.config import NodeConfig
 from meshnode.device import Device, choose_device
 from meshnode.errors import ExitCode, PortInUse
 from meshnode.handlers import Handlers
 from meshnode.home import DaemonNote, Home
 from meshnode.identity import api_key, load_or_create_identity
 from meshnode.lock import DaemonLock
-from meshnode.logs import configure_logs
+from meshnode.logs import configure_logs, get_logger, keep_secret, log_settings
 from meshnode.mesh import Mesh, load_mesh, pull_mesh
 from meshnode.runtime import MeshRuntime
+from meshnode.settings.config import NodeConfig, Settings
 from meshnode.state.state import State
+from meshnode.telemetry import Telemetry
+from meshnode.telemetry.events import Events
 from meshnode.transport.hivemind import HivemindConfig, HivemindTransport, TransportFailed
 from meshnode.transport.interface import Transport
 from meshnode.view import NodeView
 from protocol.identifiers import MeshId
+from protocol.signing import SigningKey
 
 __all__ = ["run_node"]
+
+FIRST_TRY_S = 0.5
+"""How long the banner waits for the bootstrap addresses' first answers; one that is near has answered by then."""
 
 LEAVE_S = 2.0
 """How long a stop waits until the mesh has been told of it."""
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
-async def run(home: Home, config: NodeConfig, device: Device) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Node:
+    """The parts of a started daemon."""
+
+    home: Home
+    config: NodeConfig
+    device: Device
+    key: SigningKey
+    state: State
+    compute: Compute
+    telemetry: Telemetry
+    transport: Transport
+    handlers: Handlers
+    bootstrap: Bootstrap
+    view: NodeView
+    as_json: bool
+
+    async def live(self) -> None:
+        """Take up the mesh this node belongs to, say that it is ready, and run its services for ever."""
+        mesh = load_mesh(self.state)
+        if mesh is not None:
+            await self._belong(mesh)
+        with suppress(TimeoutError):  # a silent address is retried; the banner says so
+            await asyncio.wait_for(self.bootstrap.tried.wait(), FIRST_TRY_S)
+        self.home.write_daemon_note(DaemonNote(os.getpid(), self.view.url))
+        _tell_ready(self.view, self.telemetry.events, as_json=self.as_json)
+        if mesh is None:
+            wanted = MeshId(self.config.mesh.id) if self.config.mesh.id else None
+            timeout_s = self.config.net.call_timeout_s
+            mesh, peer_id = await pull_mesh(self.state, self.transport, wanted=wanted, timeout_s=timeout_s)
+            await self._belong(mesh)
+            self.telemetry.events.emit("mesh_joined", mesh=mesh.spec.name, mesh_id=mesh.mesh_id, peer=peer_id)
+        assert self.view.runtime is not None
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.view.runtime.run(), name="mesh")
+            if self.view.mqtt is not None:
+                group.create_task(self.view.mqtt.run(), name="mqtt")
+
+    async def _belong(self, mesh: Mesh) -> None:
+        config = self.config
+        mesh.trunk.to(self.device.used)
+        runtime = MeshRuntime(
+            self.home,
+            config,
+            self.state,
+            self.transport,
+            self.key,
+            mesh,
+            self.compute,
+            self.device,
+            self.telemetry,
+        )
+        averager = runtime.averager if config.average.enabled else None
+        self.handlers.attach(mesh, runtime.host if config.serve.enabled else None, averager)
+        await runtime.start()
+        self.view.runtime = runtime
+        if config.mqtt.enabled:
+            # Most nodes tell no broker: they need not load the client.
+            from meshnode.mqtt.publisher import MqttPublisher  # noqa: PLC0415
+            from meshnode.mqtt_documents import MqttDocuments  # noqa: PLC0415
+
+            documents, events = MqttDocuments(self.view), self.telemetry.events
+            self.view.mqtt = MqttPublisher(config.mqtt, mesh.spec.name, self.transport.peer_id, documents, events)
+
+    async def leave(self) -> None:
+        """Tell the mesh that this node stops; its lease would, only later."""
+        if self.view.runtime is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LEAVE_S):
+                    await self.view.runtime.leave()
+
+
+async def run(home: Home, settings: Settings, device: Device, *, as_json: bool) -> None:
     """Run a daemon until it is asked to stop.
 
     Raises:
         NodeError: It cannot start, or can no longer run, with what to do about it.
     """
     async with AsyncExitStack() as stack:
-        stack.enter_context(DaemonLock(home))
-        key = load_or_create_identity(home)
-        state = stack.enter_context(State(home))
-        compute = Compute(max_waiting=config.serve.queue)
-        stack.callback(compute.close)
-        transport = await _open_transport(home, config)
-        stack.push_async_callback(transport.aclose)
-        handlers = Handlers(state.blobs, config.node.name, transport.now_s)
-        transport.serve(handlers)
-        bootstrap = Bootstrap(transport, config.net.join)
-        view = NodeView(config, device, transport, bootstrap)
-        api = await stack.enter_async_context(ApiServer(view, config.api.listen, api_key(home)))
-        view.url = api.url
-        _stop_on_signals(view)
-        _say(config, view.banner())
-
-        async def belong(mesh: Mesh) -> MeshRuntime:
-            mesh.trunk.to(device.used)
-            runtime = MeshRuntime(home, config, state, transport, key, mesh, compute, device)
-            averager = runtime.averager if config.average.enabled else None
-            handlers.attach(mesh, runtime.host if config.serve.enabled else None, averager)
-            await runtime.start()
-            view.runtime = runtime
-            return runtime
-
-        async def live() -> None:
-            runtime = view.runtime
-            if runtime is None:
-                wanted = MeshId(config.mesh.id) if config.mesh.id else None
-                timeout_s = config.net.call_timeout_s
-                found, peer_id = await pull_mesh(state, transport, wanted=wanted, timeout_s=timeout_s)
-                log.info("mesh %s (%s) pulled from %s", found.spec.name, found.mesh_id, peer_id)
-                runtime = await belong(found)
-            await runtime.run()
-
-        mesh = load_mesh(state)
-        if mesh is not None:
-            await belong(mesh)
-        home.write_daemon_note(DaemonNote(os.getpid(), api.url))
-        _say(config, f"Ready in {view.uptime_s:.1f} s.")
+        node = await _start(stack, home, settings, device, as_json=as_json)
+        _stop_on_signals(node.view)
         try:
-            await _until(view.stop_requested, live(), bootstrap.run(), _watch(transport))
+            await _until(node.view.stop_requested, node.live(), node.bootstrap.run(), _watch(node.transport))
         finally:
-            view.draining = True
-            handlers.drain()
-        if view.runtime is not None:
-            with suppress(TimeoutError):  # the lease tells the mesh too, only later
-                async with asyncio.timeout(LEAVE_S):
-                    await view.runtime.leave()
+            node.view.stop_requested.set()
+            node.handlers.drain()
+        await node.leave()
 
 
-def run_node(home: Home, config: NodeConfig) -> int:
-    """Run a daemon in the foreground until SIGTERM or SIGINT; returns the command's exit code."""
-    configure_logs(config.log.level)
+async def _start(stack: AsyncExitStack, home: Home, settings: Settings, device: Device, *, as_json: bool) -> _Node:
+    """Everything that needs no mesh, started in order; `stack` closes it in the reverse order."""
+    config = settings.config
+    stack.enter_context(DaemonLock(home))
+    key = load_or_create_identity(home)
+    state = stack.enter_context(State(home))
+    compute = Compute(max_waiting=config.serve.queue)
+    stack.callback(compute.close)
+    telemetry = Telemetry()
+    transport = await _open_transport(home, config, telemetry)
+    stack.push_async_callback(transport.aclose)
+    handlers = Handlers(state.blobs, config.node.name, transport.now_s, telemetry.instruments)
+    transport.serve(handlers)
+    bootstrap = Bootstrap(transport, config.net.join, telemetry)
+    view = NodeView(settings, device, transport, bootstrap, compute, telemetry.instruments)
+    bearer_key = api_key(home)
+    keep_secret(bearer_key)
+    api = await stack.enter_async_context(ApiServer(view, config.api.listen, bearer_key))
+    view.url = api.url
+    return _Node(
+        home=home,
+        config=config,
+        device=device,
+        key=key,
+        state=state,
+        compute=compute,
+        telemetry=telemetry,
+        transport=transport,
+        handlers=handlers,
+        bootstrap=bootstrap,
+        view=view,
+        as_json=as_json,
+    )
+
+
+def run_node(home: Home, settings: Settings, *, as_json: bool = False) -> int:
+    """Run a daemon in the foreground until SIGTERM or SIGINT.
+
+    Args:
+        home: Its folder.
+        settings: Those in force.
+        as_json: Whether to tell on stdout, with one JSON document, that it is ready.
+
+    Returns: The command's exit code.
+    """
+    config = settings.config
+    configure_logs(config.log.level, config.log.format)
+    disable_created_metrics()  # type: ignore[no-untyped-call] # each counter would come with a second series that says when it was made
     torch.set_num_threads(config.compute.threads or 1)
     device = choose_device(config.compute.device, require_gpu=config.compute.require_gpu)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(home, config, device))
+        runner.run(run(home, settings, device, as_json=as_json))
     return ExitCode.OK
 
 
-async def _open_transport(home: Home, config: NodeConfig) -> HivemindTransport:
+async def _open_transport(home: Home, config: NodeConfig, telemetry: Telemetry) -> HivemindTransport:
     net = config.net
     try:
         return await HivemindTransport.open(
             HivemindConfig(
                 identity_path=home.identity_key, listen_host=net.listen, port=net.port, announce=net.announce
-            )
+            ),
+            telemetry.instruments,
         )
     except TransportFailed as failure:
         if "address already in use" in failure.reason:
@@ -150,7 +236,7 @@ async def _watch(transport: Transport) -> None:
 
 def _note_stray(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Errors of tasks nobody awaits: hivemind's, when a peer goes away in mid-stream. Ours live in task groups."""
-    log.debug("stray task: %s", context.get("message"), exc_info=context.get("exception"))
+    log.debug("stray task", reason=context.get("message"), exc_info=context.get("exception"))
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -160,6 +246,16 @@ def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     raise AssertionError("a group of exceptions is never empty")
 
 
-def _say(config: NodeConfig, text: str) -> None:
-    if config.log.level in ("debug", "info"):
-        print(text, file=sys.stderr, flush=True)
+def _tell_ready(view: NodeView, events: Events, *, as_json: bool) -> None:
+    """Say who this node is and that it is up: a banner for people, the same facts as a log line for programs.
+
+    With `as_json` they are also a document on stdout, for whoever started this node and waits for it.
+    """
+    status, ready_s = view.status(), round(view.uptime_s, 3)
+    facts = {name: status[name] for name in ("name", "peer_id", "mesh", "device", "addresses", "bootstrap", "url")}
+    with_banner = log_settings().format == "text" and log_settings().level in ("debug", "info")
+    if with_banner:
+        print(banner(status), f"Ready in {ready_s:.1f} s.", sep="\n", file=sys.stderr, flush=True)
+    events.emit("node_ready", level="debug" if with_banner else "info", ready_s=ready_s, **facts)
+    if as_json:
+        print(json.dumps({"schema": "meshnode.ready/1", "pid": os.getpid(), "ready_s": ready_s, **facts}), flush=True)

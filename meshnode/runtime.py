@@ -1,7 +1,6 @@
 """A node's part in its mesh: everything that needs the mesh's spec and trunk, put together and run."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -11,15 +10,17 @@ from experts.router.ridge import RouterConfig
 from meshnode.advertiser import Advertiser
 from meshnode.averaging.averager import Averager, AveragerConfig
 from meshnode.compute import Compute
-from meshnode.config import NodeConfig
 from meshnode.contributions import Contributions
 from meshnode.device import Device
 from meshnode.directory import Directory
 from meshnode.home import Home
 from meshnode.hosting import ExpertHost
 from meshnode.inference import RoutedInference
+from meshnode.logs import get_logger
 from meshnode.mesh import Mesh
+from meshnode.settings.config import NodeConfig
 from meshnode.state.state import State
+from meshnode.telemetry import Telemetry
 from meshnode.trainer.service import LEARNED, Trainer, TrainerParts
 from meshnode.transport.interface import Transport
 from protocol.identifiers import ExpertUid
@@ -33,7 +34,7 @@ __all__ = ["MeshRuntime", "router_config"]
 COLLECT_GARBAGE_S = 60.0
 """Seconds between removals of generations and statistics that were superseded."""
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 Service = Callable[[], Coroutine[Any, Any, None]]
 
@@ -62,6 +63,7 @@ class MeshRuntime:
         mesh: Spec and trunk.
         compute: The thread torch runs in.
         device: What torch computes on.
+        telemetry: Is told what happens.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - a composition root: what the node already has
@@ -74,12 +76,15 @@ class MeshRuntime:
         mesh: Mesh,
         compute: Compute,
         device: Device,
+        telemetry: Telemetry,
     ) -> None:
         self._config = config
         self._state = state
         self._transport = transport
         self.mesh = mesh
-        self.directory = Directory(transport, mesh.mesh_id, refresh_s=config.net.refresh_s, genuine=mesh.describes)
+        self.directory = Directory(
+            transport, mesh.mesh_id, refresh_s=config.net.refresh_s, genuine=mesh.describes, telemetry=telemetry
+        )
         self.host = ExpertHost(state, compute, device=device.used)
         self.contributions = Contributions(
             state, compute, mesh.mesh_id, router_config(mesh.spec.router), feature_dim=mesh.spec.feature_dim
@@ -88,7 +93,13 @@ class MeshRuntime:
             transport, key, self._describe, ttl_s=config.net.record_ttl_s, published=self.directory.take
         )
         self.inference = RoutedInference(
-            mesh, lambda: self.contributions.view, self.directory, transport, compute, self.host
+            mesh,
+            lambda: self.contributions.view,
+            self.directory,
+            transport,
+            compute,
+            self.host,
+            instruments=telemetry.instruments,
         )
         self.trainer = Trainer(
             TrainerParts(
@@ -99,6 +110,7 @@ class MeshRuntime:
                 directory=self.directory,
                 transport=transport,
                 key=key,
+                telemetry=telemetry,
             ),
             config.train,
             home.trainer,
@@ -112,6 +124,7 @@ class MeshRuntime:
             self.host,
             AveragerConfig(period_s=config.average.every_s, timeout_s=config.average.timeout_s),
             apply=self._apply_delta,
+            telemetry=telemetry,
         )
 
     async def start(self) -> None:
@@ -179,7 +192,9 @@ class MeshRuntime:
         adverts = sorted((expert.advert() for expert in hosted), key=lambda advert: advert.uid)
         if len(adverts) > MAX_EXPERTS_PER_RECORD:
             left_out = len(adverts) - MAX_EXPERTS_PER_RECORD
-            log.warning("%d of %d hosted experts do not fit a record: peers cannot find them", left_out, len(adverts))
+            log.warning(
+                "hosted experts do not fit a record: peers cannot find them", left_out=left_out, hosted=len(adverts)
+            )
         return PeerRecord(
             mesh_id=self.mesh.mesh_id,
             peer_id=self._transport.peer_id,

@@ -6,15 +6,18 @@ The daemon (`meshnode.node`) fills in the parts as they start; before that, answ
 import asyncio
 import os
 import time
-from typing import Any
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
+from prometheus_client import generate_latest
 
 from experts.errors import MalformedDataset
 from meshnode import __version__
 from meshnode.bootstrap import Bootstrap
-from meshnode.config import NodeConfig
+from meshnode.compute import Compute
 from meshnode.device import Device
 from meshnode.documents import (
     averaging_document,
@@ -24,9 +27,16 @@ from meshnode.documents import (
     training_document,
 )
 from meshnode.errors import ExitCode
+from meshnode.gauges import NodeGauges
 from meshnode.runtime import MeshRuntime
+from meshnode.settings.config import Settings
+from meshnode.settings.documents import settings_document
+from meshnode.telemetry.instruments import Instruments
 from meshnode.transport.interface import Transport
 from protocol.errors import Draining, MalformedTensor, NotReady
+
+if TYPE_CHECKING:
+    from meshnode.mqtt.publisher import MqttPublisher
 
 __all__ = ["NodeView"]
 
@@ -35,22 +45,37 @@ class NodeView:
     """A node as its user sees it; fulfils `meshnode.api.service.NodeService`.
 
     Args:
-        config: The settings in force.
+        settings: Those in force.
         device: What torch computes on, and why.
         transport: Started.
         bootstrap: How it stands with the addresses to join through.
+        compute: The thread torch runs in.
+        instruments: What has been measured so far; ``/metrics`` reads them and the node together.
     """
 
-    def __init__(self, config: NodeConfig, device: Device, transport: Transport, bootstrap: Bootstrap) -> None:
-        self._config = config
-        self._device = device
-        self._transport = transport
-        self._bootstrap = bootstrap
+    def __init__(
+        self,
+        settings: Settings,
+        device: Device,
+        transport: Transport,
+        bootstrap: Bootstrap,
+        compute: Compute,
+        instruments: Instruments,
+    ) -> None:
+        self.config = settings.config
+        self._settings = settings
+        self._file_at_start = _content(settings.path)
+        self.device = device
+        self.transport = transport
+        self.bootstrap = bootstrap
+        self.compute = compute
+        self._registry = instruments.registry
+        self._registry.register(NodeGauges(self))
         self._began_s: float = psutil.Process().create_time()
         self.runtime: MeshRuntime | None = None
         """The node's part in its mesh, once it belongs to one."""
-        self.draining = False
-        """Whether it is stopping and takes no new work."""
+        self.mqtt: MqttPublisher | None = None
+        """Tells a broker, if the settings say so and the node belongs to a mesh."""
         self.url = ""
         """Where this view is served."""
         self.stop_requested = asyncio.Event()
@@ -61,50 +86,47 @@ class NodeView:
         return time.time() - self._began_s
 
     @property
+    def draining(self) -> bool:
+        """Whether it is stopping and takes no new work."""
+        return self.stop_requested.is_set()
+
+    @property
     def state(self) -> str:
         """ "waiting" (for a mesh), "ready" or "draining"."""
         if self.draining:
             return "draining"
         return "waiting" if self.runtime is None else "ready"
 
-    def banner(self) -> str:
-        """Who this node is, for the terminal it was started from."""
-        lines = [
-            f"ModuleMesh {__version__}, node {self._config.node.name}",
-            f"  peer id    {self._transport.peer_id}",
-            f"  device     {self._device.used} ({self._device.reason})",
-            *(f"  listening  {address}" for address in self._transport.addresses),
-            *(f"  bootstrap  {address}" for address in self._config.net.join),
-            f"  api        {self.url}",
-        ]
-        return "\n".join(lines)
-
     def status(self) -> dict[str, Any]:
         """One document that says how the node is and why."""
-        transport, runtime = self._transport, self.runtime
+        transport, runtime = self.transport, self.runtime
         mesh = runtime.mesh if runtime else None
         return {
             "schema": "meshnode.status/1",
-            "name": self._config.node.name,
+            "name": self.config.node.name,
             "peer_id": transport.peer_id,
             "mesh": {"id": mesh.mesh_id, "name": mesh.spec.name} if mesh else None,
             "state": self.state,
-            "reason": self._reason(),
-            "device": {"used": self._device.used, "reason": self._device.reason},
+            "reason": self.reason,
+            "device": {"used": self.device.used, "reason": self.device.reason},
             "addresses": list(transport.addresses),
+            "listen": {"host": self.config.net.listen, "loopback": ip_address(self.config.net.listen).is_loopback},
             "bootstrap": [
-                {
-                    "address": state.address,
-                    "state": "connected" if state.connected else "retrying",
-                    "error": state.error,
-                }
-                for state in self._bootstrap.states
+                {"address": state.address, "state": state.state, "error": state.error}
+                for state in self.bootstrap.states
             ],
+            "connected": self.bootstrap.num_connected,
             "peers": len(self.peers()),
             "experts": {"local": len(self.experts(local=True)), "mesh": len(self.experts(local=False))},
             "training": self.training(),
             "averaging": self.averaging(),
+            "serving": {"enabled": self.config.serve.enabled, "queue": self.compute.waiting},
             "router": self._router(),
+            "mqtt": self._mqtt(),
+            "config": {
+                "path": str(self._settings.path),
+                "changed": _content(self._settings.path) != self._file_at_start,
+            },
             "traffic": {
                 "sent_bytes": transport.traffic.sent_bytes,
                 "received_bytes": transport.traffic.received_bytes,
@@ -121,16 +143,16 @@ class NodeView:
         """Who this node is and where it is reached."""
         return {
             "schema": "meshnode.id/1",
-            "name": self._config.node.name,
-            "peer_id": self._transport.peer_id,
-            "addresses": list(self._transport.addresses),
+            "name": self.config.node.name,
+            "peer_id": self.transport.peer_id,
+            "addresses": list(self.transport.addresses),
         }
 
     def peers(self) -> list[dict[str, Any]]:
         """Live peers of the mesh, this node among them."""
         if self.runtime is None:
             return []
-        return peer_documents(self.runtime, self._transport.peer_id, self._transport.now_s())
+        return peer_documents(self.runtime, self.transport.peer_id, self.transport.now_s())
 
     def experts(self, *, local: bool) -> list[dict[str, Any]]:
         """Experts hosted here, or known in the mesh."""
@@ -138,13 +160,19 @@ class NodeView:
 
     def averaging(self) -> dict[str, Any]:
         """Rounds so far."""
-        return averaging_document(self.runtime) if self.runtime else {}
+        if self.runtime is None or not self.config.average.enabled:
+            return {"enabled": self.config.average.enabled}
+        return averaging_document(self.runtime)
 
     def training(self) -> dict[str, Any]:
         """What the trainer does."""
+        data = self.config.train.data
+        folder = {"data": None if data is None else str(data)}
+        if not self.config.train.enabled:
+            return {"state": "disabled", "reason": "train.enabled is false", **folder}
         if self.runtime is None:
-            return {"state": "waiting"}
-        return training_document(self.runtime) if self._config.train.enabled else {"state": "disabled"}
+            return {"state": "waiting", "reason": "the node has no mesh yet", **folder}
+        return training_document(self.runtime) | folder
 
     def ready(self) -> bool:
         """Whether the node takes work."""
@@ -155,10 +183,10 @@ class NodeView:
         if self.draining:
             raise Draining
         if self.runtime is None:
-            raise NotReady(self._reason())
+            raise NotReady(self.reason)
         try:
             prediction = await self.runtime.inference.predict(
-                images, top_k=top_k, timeout_s=timeout_s or self._config.serve.timeout_s
+                images, top_k=top_k, timeout_s=timeout_s or self.config.serve.timeout_s
             )
         except MalformedDataset as exc:
             raise MalformedTensor("images", str(exc)) from exc
@@ -167,7 +195,7 @@ class NodeView:
     async def train_now(self) -> dict[str, Any]:
         """Look for new task files now."""
         if self.runtime is None:
-            raise NotReady(self._reason())
+            raise NotReady(self.reason)
         self.runtime.trainer.look_again()
         return self.training()
 
@@ -177,18 +205,47 @@ class NodeView:
             os._exit(ExitCode.INTERRUPTED)
         self.stop_requested.set()
 
-    def _reason(self) -> str:
+    @property
+    def reason(self) -> str:
+        """Why the state is what it is, in words."""
         if self.runtime is not None:
             return "stopping" if self.draining else "serving its mesh"
-        failed = [f"{state.address}: {state.error}" for state in self._bootstrap.states if state.error]
+        failed = [f"{state.address}: {state.error}" for state in self.bootstrap.states if state.error]
         if failed:
             return "no mesh yet, no bootstrap address answers: " + "; ".join(failed)
-        if self._bootstrap.states:
+        if self.bootstrap.states:
             return "no mesh yet: asking the peers of the bootstrap addresses"
         return "no mesh yet: found one with `meshnode init --mesh`, or give a peer with --join"
+
+    def settings(self) -> dict[str, Any]:
+        """The settings in force, each with where it came from."""
+        return settings_document(self._settings)
+
+    def metrics(self) -> bytes:
+        """What has been measured, in Prometheus's text format."""
+        return generate_latest(self._registry)
+
+    def _mqtt(self) -> dict[str, Any]:
+        if self.mqtt is None:
+            error = "the node has no mesh yet" if self.config.mqtt.enabled else None
+            return {"enabled": self.config.mqtt.enabled, "connected": False, "error": error, "dropped": 0}
+        return {
+            "enabled": True,
+            "connected": self.mqtt.connected,
+            "error": self.mqtt.error,
+            "dropped": self.mqtt.dropped,
+        }
 
     def _router(self) -> dict[str, Any]:
         view = self.runtime.contributions.view if self.runtime else None
         if view is None:
             return {"contributions": 0, "samples": {}}
         return {"contributions": view.contributions, "samples": dict(view.samples)}
+
+
+def _content(path: Path) -> bytes | None:
+    """Of the settings file: a few lines, so reading it holds up nobody. None if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None

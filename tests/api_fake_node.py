@@ -91,6 +91,12 @@ class FakeNode:
     def training(self) -> dict[str, Any]:
         return {"state": "learning", "loss": self.last_loss}
 
+    def settings(self) -> dict[str, Any]:
+        return {"path": "config.toml", "settings": []}
+
+    def metrics(self) -> bytes:
+        return b"modulemesh_peers 2.0\n"
+
     def ready(self) -> bool:
         return self.is_ready
 

@@ -4,8 +4,8 @@ Every process that a test starts, and every process that those start in turn (p2
 environment. By it the tests find what is left over, and end it by its pid, whatever else runs on the machine.
 """
 
+import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -71,8 +71,6 @@ START_S = 40.0
 """Importing torch and hivemind takes 3 s on an idle core; several daemons at once on a busy one take a while."""
 
 END_S = 10.0
-
-_LOG_LINE = re.compile(r"\d\d:\d\d:\d\d (DEBUG|INFO|WARN|WARNING|ERROR|CRITICAL) +\S")
 
 
 def eventually(check: Callable[[], T], *, within_s: float, what: str) -> T:
@@ -207,6 +205,10 @@ class Daemon:
 
     # --- its API ---
 
+    def metrics(self) -> str:
+        """What a scraper reads."""
+        return self._ask("GET", "metrics").text
+
     def get(self, path: str, **query: str) -> dict[str, Any]:
         return self._call("GET", path, params=query)
 
@@ -221,15 +223,19 @@ class Daemon:
         return self._call("POST", "infer", json=body if top_k is None else body | {"top_k": top_k})
 
     def _call(self, verb: str, path: str, **request: Any) -> dict[str, Any]:
+        document = self._ask(verb, f"api/v1/{path}", **request).json()
+        assert isinstance(document, dict)
+        return document
+
+    def _ask(self, verb: str, path: str, **request: Any) -> httpx.Response:
         note = self.home.read_daemon_note()
         if note is None:
             raise FileNotFoundError(self.home.daemon_json)
         headers = {"authorization": f"Bearer {api_key(self.home)}"}
         with httpx.Client(trust_env=False, timeout=20.0) as client:
-            response = client.request(verb, f"{note.url}/api/v1/{path}", headers=headers, **request)
-        document = response.json()
-        assert response.is_success, document
-        return dict(document)
+            response = client.request(verb, f"{note.url}/{path}", headers=headers, **request)
+        assert response.is_success, response.text
+        return response
 
     @property
     def address(self) -> str:
@@ -310,11 +316,13 @@ class Daemons:
 
 
 def complaints(stderr: str) -> list[str]:
-    """The lines of a daemon's stderr that are neither its banner nor log lines of ours below WARNING."""
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    banner = ("ModuleMesh ", "  peer id ", "  device ", "  listening ", "  bootstrap ", "  api ", "Ready in ")
-    return [
-        line
-        for line in lines
-        if not line.startswith(banner) and not ((match := _LOG_LINE.match(line)) and match[1] in {"DEBUG", "INFO"})
-    ]
+    """The lines of a daemon's stderr that are not log lines below WARNING."""
+    return [line for line in stderr.splitlines() if line.strip() and not _is_talk(line)]
+
+
+def _is_talk(line: str) -> bool:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(entry, dict) and entry.get("level") in {"debug", "info"} and "event" in entry

@@ -17,6 +17,7 @@ from torch.nn import functional
 from experts.checkpoint import load_tensors, tensors_from_bytes, tensors_to_bytes
 from experts.data.dataset import class_columns
 from experts.errors import CorruptWeights, NothingToLearnFrom, SettingOutOfRange, ShapeMismatch
+from experts.materialise import materialise
 
 __all__ = ["CnnTeacher", "TeacherConfig", "TeacherProgress", "train_teacher", "untrained_cnn"]
 
@@ -137,7 +138,7 @@ def untrained_cnn(classes: Iterable[str], *, channels: int, pixels: int, generat
     # On the meta device torch's own initialisation draws nothing.
     with torch.device("meta"):
         network = CnnTeacher(classes, channels=channels, pixels=pixels)
-    network.to_empty(device="cpu")
+    materialise(network)
     for layer in network.layers:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)

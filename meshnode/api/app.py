@@ -1,4 +1,4 @@
-"""The API's routes under ``/api/v1``, and the two open ones beside them.
+"""The API's routes under ``/api/v1``, and beside them ``/metrics`` and the two open ones.
 
 Every handler is a coroutine although most wait for nothing: FastAPI would run a plain function in a thread,
 and the node may only be read from its own event loop.
@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from meshnode.api.guard import Guard, allowed_hosts
 from meshnode.api.payload import image_array, images_from_npy, infer_request_from_json
@@ -35,7 +37,7 @@ def create_app(service: NodeService, key: str, port: int, *, listen_host: str = 
     """
     # No interactive documentation: its pages load scripts from a CDN.
     app = FastAPI(title="meshnode", docs_url=None, redoc_url=None, openapi_url="/api/v1/openapi.json")
-    app.include_router(_health_routes(service))
+    app.include_router(_root_routes(service))
     app.include_router(_read_routes(service), prefix="/api/v1")
     app.include_router(_act_routes(service), prefix="/api/v1")
     app.add_middleware(Guard, key=key, hosts=allowed_hosts(listen_host, port))
@@ -47,12 +49,16 @@ def create_app(service: NodeService, key: str, port: int, *, listen_host: str = 
     return app
 
 
-def _health_routes(service: NodeService) -> APIRouter:
+def _root_routes(service: NodeService) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/healthz")
     async def healthz() -> JsonResponse:
         return document("health", {"ok": True})
+
+    @routes.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     @routes.get("/readyz")
     async def readyz() -> JsonResponse:
@@ -84,6 +90,10 @@ def _read_routes(service: NodeService) -> APIRouter:
     @routes.get("/averaging")
     async def averaging() -> JsonResponse:
         return document("averaging", service.averaging())
+
+    @routes.get("/config")
+    async def config() -> JsonResponse:
+        return document("config", service.settings())
 
     @routes.get("/train")
     async def train() -> JsonResponse:

@@ -53,7 +53,7 @@ _STATUSES: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
     ((errors.FrameTooLarge,), 413),
     ((errors.RefusedInput,), 400),
     ((errors.NoRoute, errors.UnknownExpert, errors.UnknownBlob, NoSuchPeerOrExpert), 404),
-    ((errors.MeshMismatch, Refused), 409),
+    ((errors.ClockSkewed, errors.MeshMismatch, Refused), 409),
     ((errors.Busy, errors.NotReady, errors.Draining), 503),
     ((errors.CallTimeout, Timeout), 504),
     ((errors.CallFailed, errors.RowsUnanswered), 502),

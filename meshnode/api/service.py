@@ -44,6 +44,14 @@ class NodeService(Protocol):
         """What the trainer is doing and has learned."""
         ...
 
+    def settings(self) -> Document:
+        """Every setting in force, with where it came from."""
+        ...
+
+    def metrics(self) -> bytes:
+        """What has been measured, in Prometheus's text format."""
+        ...
+
     def ready(self) -> bool:
         """Whether the node has started and takes work."""
         ...

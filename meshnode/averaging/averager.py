@@ -5,7 +5,7 @@ records it has seen, and an attempt that a silent member spoils is made once mor
 """
 
 import asyncio
-import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ import numpy as np
 from meshnode.averaging.driver import AttemptResult, RoundDriver
 from meshnode.directory import Directory
 from meshnode.hosting import ExpertHost
+from meshnode.telemetry import Telemetry
 from meshnode.transport.interface import Transport
 from protocol.identifiers import ExpertUid, PeerId
 from protocol.membership import group_of, round_number, round_start
@@ -35,8 +36,6 @@ __all__ = ["Averager", "AveragerConfig"]
 MAX_REMEMBERED_ROUNDS = 512
 """Ended rounds whose outcome is still answered, and rounds that peers began and we have not: oldest go first."""
 
-log = logging.getLogger(__name__)
-
 V = TypeVar("V")
 ApplyDelta = Callable[[ExpertUid, np.ndarray, int], Awaitable[None]]
 """(expert, delta, generation of the snapshot that went into the round)."""
@@ -55,6 +54,7 @@ class Averager:
 
     Args:
         apply: Commits a round's delta to a hosted expert (and to its training, if any).
+        telemetry: Is told how rounds end and how long they take.
     """
 
     def __init__(
@@ -65,12 +65,14 @@ class Averager:
         config: AveragerConfig,
         *,
         apply: ApplyDelta,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._transport = transport
         self._directory = directory
         self._host = host
         self._config = config
         self._apply = apply
+        self._telemetry = telemetry or Telemetry()
         self._drivers: dict[RoundId, RoundDriver] = {}
         self._early: dict[RoundId, dict[PeerId, Event]] = {}
         self._under_way: set[ExpertUid] = set()
@@ -113,8 +115,11 @@ class Averager:
         for attempt in range(2):
             if self._transport.peer_id not in members or len(members) < 2:
                 return
+            began_s = time.monotonic()
             result = await self._attempt(RoundId(uid, number, attempt), members)
             self._count(uid, number, members, result)
+            if result.abandoned is None or result.abandoned.reason is not AbandonReason.NOTHING_TO_DO:
+                self._telemetry.instruments.averaging_duration.observe(time.monotonic() - began_s)
             self._note_whether_missed(uid, result)
             if result.abandoned is None or not result.abandoned.silent:
                 return
@@ -156,9 +161,14 @@ class Averager:
         if result.abandoned is None:
             self.results["committed"] += 1
             self.last_committed[uid] = (number, members)
+            self._telemetry.instruments.averaging_group_peers.set(len(members))
+            self._telemetry.events.emit(
+                "round_committed", level="debug", expert=uid, round=number, members=len(members)
+            )
         elif result.abandoned.reason is not AbandonReason.NOTHING_TO_DO:
             self.results[str(result.abandoned.reason)] += 1
-            log.info("round %d of expert %s abandoned: %s", number, uid[:12], result.abandoned.reason)
+            reason = str(result.abandoned.reason)
+            self._telemetry.events.emit("round_abandoned", expert=uid, round=number, reason=reason)
 
     async def handle(self, sender: PeerId, message: RoundProposal | RoundAttestation | RoundOutcomeQuery) -> Message:
         """Answer a member's message about a round."""

@@ -4,6 +4,18 @@ A command imports what it needs when it runs: all but ``run``, ``demo`` and ``in
 daemon and answer in under half a second, which importing torch alone would take several times over.
 """
 
-from meshnode.cli.app import main
+import sys
+from typing import NoReturn
 
 __all__ = ["main"]
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit with one of `meshnode.errors.ExitCode`."""
+    try:
+        from meshnode.cli.app import run_line  # noqa: PLC0415 - Ctrl+C may come before everything is loaded
+
+        code = run_line(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

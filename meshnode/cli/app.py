@@ -1,14 +1,16 @@
 """The ``meshnode`` command put together: its groups, its global options, and how every run of it ends."""
 
 import os
-import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn, cast
+from typing import Annotated, cast
 
 import typer
 
+from meshnode.cli.config import config
 from meshnode.cli.demo import demo
+from meshnode.cli.doctor import doctor
 from meshnode.cli.experts import experts
 from meshnode.cli.identity import identity
 from meshnode.cli.infer import infer
@@ -19,12 +21,15 @@ from meshnode.cli.peers import peers
 from meshnode.cli.run import run
 from meshnode.cli.session import Session
 from meshnode.cli.status import status
+from meshnode.cli.stop import stop
+from meshnode.cli.train import train
 from meshnode.cli.version import version
+from meshnode.cli.why import why
 from meshnode.errors import ExitCode, NodeError, exit_code_of
 from meshnode.home import Home, default_home
 from protocol.errors import ModuleMeshError
 
-__all__ = ["main"]
+__all__ = ["run_line"]
 
 app = typer.Typer(
     name="meshnode",
@@ -37,20 +42,27 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("init")(init)
 app.command("run")(run)
+app.command("stop")(stop)
 app.command("status")(status)
+app.command("why")(why)
+app.command("doctor")(doctor)
 app.command("id")(identity)
 app.add_typer(peers, name="peers")
 app.add_typer(experts, name="experts")
+app.add_typer(train, name="train")
 app.command("infer")(infer)
+app.add_typer(config, name="config")
 app.command("version")(version)
+
+
+class _LogFormat(StrEnum):
+    AUTO = "auto"
+    TEXT = "text"
+    JSON = "json"
+
 
 # Typer carries click within itself in some versions and imports it in others: the usage error of either.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
-
-
-def main() -> NoReturn:
-    """Run the command line of this process and exit with INTERFACE's exit codes."""
-    sys.exit(_run(sys.argv[1:]))
 
 
 @app.callback()
@@ -72,6 +84,10 @@ def _globals(  # noqa: PLR0913  # a parameter an option
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, failures included.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
+    log_format: Annotated[
+        _LogFormat | None,
+        typer.Option(metavar="auto|text|json", help="How `run` writes its log: text for people, JSON for programs."),
+    ] = None,
     no_color: Annotated[bool, typer.Option("--no-color", help="No colours; so does the variable NO_COLOR.")] = False,
 ) -> None:
     del no_color  # in the environment by now, for rich and for processes started from here
@@ -80,10 +96,12 @@ def _globals(  # noqa: PLR0913  # a parameter an option
         home=Home(home.expanduser()) if home is not None else default_home(),
         api_url=api,
         output=Output(as_json=as_json, verbosity=verbosity),
+        log_format=log_format,
     )
 
 
-def _run(argv: Sequence[str]) -> int:
+def run_line(argv: Sequence[str]) -> int:
+    """Run one command line, the program's name left out; returns its exit code."""
     arguments = in_order(argv)
     if "--no-color" in arguments.globals:
         os.environ["NO_COLOR"] = "1"

@@ -14,7 +14,7 @@ from urllib.parse import urlencode, urlsplit
 from meshnode.errors import DaemonNotRunning, ExitCode, NodeError, Refused, Timeout, exit_code_for
 from meshnode.home import Home
 
-__all__ = ["ApiClient", "ApiFailure"]
+__all__ = ["ApiClient", "ApiFailure", "is_alive"]
 
 _ANSWER_S = 5.0
 """The daemon answers reads from memory; silence for longer means that its loop stands still."""
@@ -67,6 +67,10 @@ class ApiClient:
         """
         return self._call("GET", path, query or {}, None, wait_s=_ANSWER_S)
 
+    def post(self, path: str) -> dict[str, Any]:
+        """POST to ``/api/v1/PATH`` without a body. Raises as `get` does."""
+        return self._call("POST", path, {}, None, wait_s=_ANSWER_S)
+
     def post_npy(self, path: str, body: bytes, query: Mapping[str, str], *, wait_s: float) -> dict[str, Any]:
         """POST a ``.npy`` array and wait up to ``wait_s`` for its answer. Raises as `get` does."""
         return self._call("POST", path, query, body, wait_s=wait_s)
@@ -118,12 +122,13 @@ class ApiClient:
 
 def _running_url(home: Home) -> str:
     note = home.read_daemon_note()
-    if note is None or not _is_alive(note.pid):
+    if note is None or not is_alive(note.pid):
         raise DaemonNotRunning(home.path)
     return note.url
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of this number, whoever's it is."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

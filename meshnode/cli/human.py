@@ -1,16 +1,8 @@
-"""Quantities and foreign text as people read them in a terminal."""
+"""Quantities as people read them in a terminal."""
 
 import itertools
 
-__all__ = ["printable", "size", "span"]
-
-
-def printable(text: object) -> str:
-    """The text with everything that is not a printable character escaped.
-
-    Names, classes and errors come from other peers: an escape sequence in one must not steer the terminal.
-    """
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in str(text))
+__all__ = ["size", "span"]
 
 
 def size(num_bytes: float) -> str:

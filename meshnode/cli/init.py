@@ -63,7 +63,7 @@ def init(  # noqa: PLR0913  # a parameter an option
         raise typer.BadParameter("--mesh and --data go together: a mesh is founded from a task file's images")
     if data is not None and not data.is_file():
         raise ResourceAbsent(f"there is no task file {data}", hint="Give an .npz file of images and labels.")
-    from meshnode.config import load_config  # noqa: PLC0415  # pydantic is for init and run only
+    from meshnode.settings.config import load_config  # noqa: PLC0415  # pydantic is for init and run only
 
     session = Session.of(context)
     # Checks them: nothing is written of values that could not be read back.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 __all__ = ["Arguments", "in_order"]
 
 _FLAGS = frozenset({"--json", "--no-color", "-q", "--quiet", "-v", "--verbose"})
-_VALUED = frozenset({"--home", "--api"})
+_VALUED = frozenset({"--api", "--home", "--log-format"})
 
 
 class Arguments(NamedTuple):

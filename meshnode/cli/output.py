@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from meshnode.cli.human import printable
+from meshnode.printable import printable
 
 __all__ = ["Output", "facts", "listing"]
 

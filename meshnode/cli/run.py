@@ -38,8 +38,10 @@ def run(  # noqa: PLR0913  # a parameter an option
 ) -> None:
     """Run the node until it is stopped.
 
-    Options override config.toml for this run only. SIGTERM or Ctrl+C drains it; a second one forces.
+    Options override config.toml for this run only. SIGTERM or Ctrl+C drains it; a second one forces. With --json,
+    one document on stdout says when it is ready.
     """
+    session = Session.of(context)
     # None leaves the file and the environment their word.
     given = {
         "net.join": join,
@@ -52,13 +54,13 @@ def run(  # noqa: PLR0913  # a parameter an option
         "train.data": None if data is None else str(data.absolute()),
         "serve.enabled": False if no_serve else None,
         "api.listen": api,
-        "log.level": _LOG_LEVELS.get(Session.of(context).output.verbosity),
+        "log.level": _LOG_LEVELS.get(session.output.verbosity),
+        "log.format": session.log_format,
     }
-    from meshnode.config import load_config  # noqa: PLC0415  # pydantic is for init and run only
+    from meshnode.settings.config import load_settings  # noqa: PLC0415  # pydantic is for init and run only
 
-    home = Session.of(context).home
-    config = load_config(home, given)
-    write_starter_config(home)
+    settings = load_settings(session.home, given)
+    write_starter_config(session.home)
     from meshnode.node import run_node  # noqa: PLC0415  # with torch and hivemind, once the settings are known good
 
-    raise typer.Exit(run_node(home, config))
+    raise typer.Exit(run_node(session.home, settings, as_json=session.output.as_json))

@@ -19,6 +19,8 @@ class Session:
     api_url: str | None
     """The daemon's URL if ``--api`` named one; None means the one that the home's daemon wrote down."""
     output: Output
+    log_format: str | None = None
+    """How the daemon's log lines look; None leaves the settings their word."""
 
     @staticmethod
     def of(context: typer.Context) -> "Session":

@@ -23,6 +23,7 @@ def starter_config(*, name: str | None, join: Sequence[str]) -> str:
 
 _TEMPLATE = """\
 # Settings of this ModuleMesh node. A line with a leading # shows a default or an example.
+# `meshnode config show` lists all settings, `meshnode config validate` checks what is written here.
 # MESHNODE_SECTION__KEY in the environment overrides a line here, an option of `meshnode run` overrides both.
 
 [node]
@@ -49,6 +50,16 @@ _TEMPLATE = """\
 [api]
 # The local HTTP API; port 0 takes any free one.
 # listen = "127.0.0.1:0"
+
+[mqtt]
+# Tell an MQTT broker how the node is. A password goes into a file of its own that password_file names.
+# enabled = false
+# url = "mqtt://127.0.0.1:1883"
+
+[log]
+# "debug", "info", "warning" or "error"; as "text" for people, "json" for programs, or by where it goes: "auto".
+# level = "info"
+# format = "auto"
 """
 
 

@@ -5,7 +5,6 @@ leave a blob without a row, which is waste and no damage, but never a row withou
 """
 
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from meshnode.home import Home
+from meshnode.logs import get_logger
 from meshnode.state.blobs import BlobStore, is_digest
 from meshnode.state.ledger import Ledger
 from meshnode.state.rows import ContributionRow, ExpertRow, Generation
@@ -26,7 +26,7 @@ __all__ = ["KEPT_GENERATIONS", "State"]
 KEPT_GENERATIONS: Final = 3
 """Whole generations kept of an expert: the newest, and two to fall back to."""
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class State:
@@ -131,9 +131,9 @@ class State:
             if self.blobs.is_whole(generation.digest):
                 return generation
             log.warning(
-                "expert %s: the weights of generation %d are lost or corrupt, falling back to an older one",
-                uid,
-                generation.number,
+                "an expert's weights are lost or corrupt, falling back to an older generation",
+                expert=uid,
+                generation=generation.number,
             )
         return None
 
@@ -179,7 +179,7 @@ class State:
             if self.blobs.is_whole(row.statistics):
                 whole.append(row.sealed)
             else:
-                log.warning("the statistics of %s's task %r are lost or corrupt", row.peer_id, row.task)
+                log.warning("a contribution's statistics are lost or corrupt", peer=row.peer_id, task=row.task)
         return tuple(whole)
 
     def collect_garbage(self) -> tuple[Digest, ...]:

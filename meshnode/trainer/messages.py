@@ -5,7 +5,7 @@ Both ends are the same program on the same machine, so nothing here is defended 
 """
 
 import struct
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import msgspec
 
@@ -61,6 +61,8 @@ class Setup(_Message, frozen=True):
     data_dir: str | None
     state_dir: str
     settings: Settings
+    log_level: str
+    log_format: Literal["text", "json"]
 
 
 class Scan(_Message, frozen=True):

@@ -5,11 +5,12 @@ again and learns the interrupted task anew from the last checkpoint; the node go
 """
 
 import asyncio
-import logging
 import time
-from collections import deque
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -19,10 +20,12 @@ from meshnode.blobs import fetch_from_any
 from meshnode.contributions import Contributions
 from meshnode.directory import Directory
 from meshnode.hosting import ExpertHost
+from meshnode.logs import get_logger, log_settings
 from meshnode.mesh import Mesh
-from meshnode.sections import TrainSection
+from meshnode.settings.sections import TrainSection
 from meshnode.state.rows import TaskRow
 from meshnode.state.state import State
+from meshnode.telemetry import Telemetry
 from meshnode.trainer.messages import (
     AddDelta,
     Checkpoint,
@@ -54,7 +57,7 @@ RESTART_S = 1.0
 RETRY_S = 5.0
 """Pause before a task is taken up again that needs weights which no peer would send just now."""
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -63,12 +66,18 @@ class TrainerState:
 
     state: str = "starting"
     """starting, idle, learning or restarting."""
+    reason: str | None = None
+    """Why it is idle or restarting; None while it works."""
     task: str | None = None
     stage: str | None = None
     done: int = 0
     total: int = 0
     loss: float | None = None
     replay_samples: int = 0
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Task files that cannot be read, by name, each with the reason."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Task files that could not be learned as they are, by name, each with the reason if it was in this run."""
     restarts: int = 0
     pid: int | None = None
 
@@ -84,6 +93,7 @@ class TrainerParts:
     directory: Directory
     transport: Transport
     key: SigningKey
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
 
 class Trainer:
@@ -118,6 +128,8 @@ class Trainer:
         self._run = 0
         self._training: frozenset[ExpertUid] = frozenset()
         self._look_again = asyncio.Event()
+        self._failures: dict[str, str] = {}
+        """Why tasks failed in this run of the daemon, by name."""
         self.status = TrainerState()
         self.history: deque[dict[str, object]] = deque(maxlen=100)
         """One entry a learned or failed task, newest last."""
@@ -130,15 +142,18 @@ class Trainer:
         """Learn for ever; restart the worker when it dies."""
         pause_s = RESTART_S
         if self._settings.data is not None and not self._settings.data.is_dir():
-            log.warning("there is no folder %s: nothing to learn until it is made", self._settings.data)
+            log.warning("no data folder: nothing to learn until it is made", folder=str(self._settings.data))
         while True:
             self._process = await TrainerProcess.start(threads=self._threads)
             self.status.pid = self._process.pid
             try:
                 await self._serve(self._process)
             except TrainerDied as death:
-                log.warning("%s; it is started again in %.0f s", death, pause_s)
-                self.status = TrainerState(state="restarting", restarts=self.status.restarts + 1)
+                self._parts.telemetry.events.emit(
+                    "trainer_restarted", level="warning", reason=str(death), pause_s=pause_s
+                )
+                restarts = self.status.restarts + 1
+                self.status = TrainerState(state="restarting", reason=str(death), restarts=restarts)
             finally:
                 self._end_run()
                 process, self._process = self._process, None
@@ -153,6 +168,7 @@ class Trainer:
 
     async def _serve(self, process: TrainerProcess) -> None:
         spec, settings = self._parts.mesh.spec, self._settings
+        logs = log_settings()
         await process.send(
             Setup(
                 trunk=await asyncio.to_thread(self._parts.state.blobs.get, spec.trunk),
@@ -160,6 +176,8 @@ class Trainer:
                 data_dir=str(settings.data) if settings.data else None,
                 state_dir=str(self._home),
                 settings=Settings(**{name: getattr(settings, name) for name in Settings.__struct_fields__}),
+                log_level=logs.level,
+                log_format=logs.format,
             )
         )
         ready = await process.receive()
@@ -167,9 +185,9 @@ class Trainer:
         self.status.replay_samples = ready.replay_samples
         while True:
             self._look_again.clear()
-            self.status.state, self.status.task, self.status.stage = "idle", None, None
             task = await self._next_task(process)
             if task is None:
+                self.status.state, self.status.task, self.status.stage = "idle", None, None
                 await self._look_again.wait()
             else:
                 await self._learn(process, task)
@@ -179,18 +197,38 @@ class Trainer:
         found = await process.receive()
         assert isinstance(found, Tasks)
         for name, reason in found.unreadable.items():
-            log.warning("task file %s is left out: %s", name, reason)
-        finished = {(row.name, row.digest) for row in self._parts.state.ledger.tasks()}
-        return next((task for task in found.tasks if (task.name, task.digest) not in finished), None)
+            if self.status.unreadable.get(name) != reason:
+                log.warning("a task file cannot be read and is left out", task=name, reason=reason)
+        rows = self._parts.state.ledger.tasks()
+        ended = {(row.name, row.digest): row.state for row in rows}
+        failures = {task.name for task in found.tasks if ended.get((task.name, Digest(task.digest))) == FAILED}
+        self.status.unreadable = found.unreadable
+        self.status.failed = {name: self._failures.get(name, "it failed before this start") for name in failures}
+        self.status.reason = self._why_idle(len(found.tasks))
+        return next((task for task in found.tasks if (task.name, task.digest) not in ended), None)
+
+    def _why_idle(self, num_readable: int) -> str:
+        folder = self._settings.data
+        if folder is None:
+            return "no data folder is set"
+        if not folder.is_dir():
+            return f"there is no folder {folder}"
+        if num_readable:
+            return "every task file has been learned" if not self.status.failed else "no task file is left to learn"
+        return f"there is no task file in {folder}" + (" that can be read" if self.status.unreadable else "")
 
     async def _learn(self, process: TrainerProcess, task: TaskFile) -> None:
         self._run += 1
         self.status.state, self.status.task, self.status.stage = "learning", task.name, "preparing"
+        self.status.reason = None
         try:
             uids = await self._experts_for(task)
         except CallFailed as failure:
             log.warning(
-                "task %s waits %.0f s: a replica it updates could not be pulled: %s", task.name, RETRY_S, failure
+                "a task waits: a replica it updates could not be pulled",
+                task=task.name,
+                wait_s=RETRY_S,
+                reason=str(failure),
             )
             await asyncio.sleep(RETRY_S)
             return
@@ -201,6 +239,7 @@ class Trainer:
         jobs = [await self._job(uid) for uid in uids]
         await process.send(Learn(run=self._run, task=task.name, experts=tuple(jobs)))
         began = time.monotonic()
+        steps: Counter[str] = Counter()
         while True:
             message = await process.receive()
             match message:
@@ -214,6 +253,8 @@ class Trainer:
                     )
                     await parts.contributions.solve()
                 case Checkpoint():
+                    self._count_steps(message.steps - steps[message.uid])
+                    steps[message.uid] = message.steps
                     await self._parts.host.checkpoint(
                         ExpertUid(Digest(message.uid)),
                         np.frombuffer(message.vector, np.float32),
@@ -233,6 +274,11 @@ class Trainer:
                 case _:
                     raise AssertionError(f"unexpected {type(message).__name__}")
         self._end_run()
+
+    def _count_steps(self, number: int) -> None:
+        instruments = self._parts.telemetry.instruments
+        instruments.train_steps.inc(number)
+        instruments.train_samples.inc(number * self._settings.batch_size)
 
     async def _experts_for(self, task: TaskFile) -> list[ExpertUid]:
         """The experts that learn this task, each hosted here by now: known ones updated, one spawned for the rest."""
@@ -259,6 +305,7 @@ class Trainer:
         weights = await fetch_from_any(self._parts.transport, peers, newest.weights, timeout_s=self._call_timeout_s)
         architecture = self._parts.mesh.architecture(newest.hidden, len(listing.classes))
         await self._parts.host.adopt(uid, listing.classes, architecture, weights)
+        self._parts.telemetry.events.emit("expert_hosted", expert=uid, classes=listing.classes, cause="replica")
 
     async def _spawn(self, classes: tuple[str, ...]) -> ExpertUid:
         mesh = self._parts.mesh
@@ -266,6 +313,7 @@ class Trainer:
         if uid not in self._parts.host.experts:
             architecture = mesh.architecture(mesh.spec.expert.hidden, len(classes))
             await self._parts.host.adopt(uid, classes, architecture, None)
+            self._parts.telemetry.events.emit("expert_hosted", expert=uid, classes=classes, cause="new")
         return uid
 
     async def _job(self, uid: ExpertUid) -> ExpertJob:
@@ -284,13 +332,10 @@ class Trainer:
         row = TaskRow(name=task.name, digest=Digest(task.digest), state=outcome, learned_at=time.time())
         self._parts.state.ledger.put_task(row)
         self.history.append({"task": task.name, "outcome": outcome, "classes": task.classes, **facts})
-        log.log(
-            logging.INFO if outcome == LEARNED else logging.WARNING,
-            "task %s: %s %s",
-            task.name,
-            outcome,
-            facts,
-        )
+        if outcome == FAILED:
+            self._failures[task.name] = str(facts["reason"])
+        level: Literal["info", "warning"] = "info" if outcome == LEARNED else "warning"
+        self._parts.telemetry.events.emit(f"task_{outcome}", level=level, task=task.name, **facts)
 
     def _end_run(self) -> None:
         for uid in self._training:

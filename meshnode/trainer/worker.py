@@ -36,6 +36,7 @@ from experts.distillation import DistillationConfig  # noqa: E402
 from experts.errors import ExpertsError, MalformedDataset  # noqa: E402
 from experts.teachers.cnn import TeacherConfig  # noqa: E402
 from experts.trunk.codec import trunk_from_bytes  # noqa: E402
+from meshnode.logs import configure_logs, get_logger  # noqa: E402
 from meshnode.trainer.learning import Learner, LearnerConfig  # noqa: E402
 from meshnode.trainer.memory import ReplayMemory  # noqa: E402
 from meshnode.trainer.messages import (  # noqa: E402
@@ -56,6 +57,8 @@ from protocol.identifiers import digest_of  # noqa: E402
 from protocol.limits import MAX_NAME_CHARS  # noqa: E402
 
 __all__ = ["main"]
+
+log = get_logger(__name__)
 
 NICENESS = 5
 """Serving comes before training: on a busy machine the daemon gets about three times the trainer's share."""
@@ -169,10 +172,12 @@ def main() -> None:
     inbox = _Inbox(sys.stdin.buffer)
     setup = inbox.next_order()
     assert isinstance(setup, Setup)
+    configure_logs(setup.log_level, setup.log_format)
+    sys.excepthook = lambda kind, exc, trace: log.critical("the trainer failed", exc_info=(kind, exc, trace))
     try:
         worker = _Worker(setup, inbox, output)
     except ExpertsError as exc:
-        print(f"the trainer cannot start: {exc} (in {setup.state_dir})", file=sys.stderr, flush=True)
+        log.error("the trainer cannot start", reason=str(exc), folder=setup.state_dir)
         os._exit(1)  # the thread that reads the pipe would not let the interpreter end
     worker.work()
 

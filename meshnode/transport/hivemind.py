@@ -25,6 +25,7 @@ from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.timed_storage import get_dht_time
 
 from meshnode.errors import NodeError, PortInUse
+from meshnode.telemetry.instruments import Instruments
 from meshnode.transport.allreduce import AllReduce
 from meshnode.transport.guard import SignedRecordsOnly
 from meshnode.transport.interface import FrameHandler, Reduced, ReduceGroup, Traffic
@@ -53,9 +54,9 @@ BLACKLIST_S = 1.0
 
 DRAIN_S = 2.0
 """How long a stop waits for answers under way."""
-# hivemind installs a handler of its own on import; its lines go through ours, at the level of our own.
+# hivemind installs a handler of its own on import, and another name for a level; its lines go the way of ours.
 use_hivemind_log_handler("nowhere")
-logging.getLogger("hivemind").setLevel(logging.CRITICAL)
+logging.addLevelName(logging.WARNING, "WARNING")
 
 
 class TransportFailed(NodeError):
@@ -84,12 +85,13 @@ class HivemindConfig:
 class HivemindTransport:
     """A started node of the libp2p network; see `meshnode.transport.interface.Transport`."""
 
-    def __init__(self, p2p: P2P, dht: DHTNode, addresses: Sequence[str]) -> None:
+    def __init__(self, p2p: P2P, dht: DHTNode, addresses: Sequence[str], instruments: Instruments) -> None:
         self._p2p = p2p
         self._dht = dht
         self._addresses = tuple(addresses)
         self._peer_id = PeerId(p2p.peer_id.to_base58())
         self._traffic = Traffic()
+        self._instruments = instruments
         self._streams = StreamPool(self._open_stream, self._traffic)
         self._reductions = AllReduce(p2p)
         self._handler: FrameHandler = _not_ready
@@ -97,8 +99,12 @@ class HivemindTransport:
         self._answering: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def open(cls, config: HivemindConfig) -> "HivemindTransport":
+    async def open(cls, config: HivemindConfig, instruments: Instruments | None = None) -> "HivemindTransport":
         """Start p2pd and an empty DHT node.
+
+        Args:
+            config: How.
+            instruments: Take the time of its look-ups and stores.
 
         Raises:
             PortInUse: Something listens there already.
@@ -131,7 +137,7 @@ class HivemindTransport:
                 record_validator=SignedRecordsOnly(),
             )
             addresses = [] if config.client_only else [str(address) for address in await p2p.get_visible_maddrs()]
-            transport = cls(p2p, dht, addresses)
+            transport = cls(p2p, dht, addresses, instruments or Instruments())
             await transport._start()
         except BaseException:
             await p2p.shutdown()
@@ -237,10 +243,12 @@ class HivemindTransport:
         await write_frame(writer, reply, self._traffic)
 
     async def publish(self, key: str, subkey: str, value: bytes, *, expires_at: float) -> bool:
-        return bool(await self._dht.store(key, value, expiration_time=expires_at, subkey=subkey))
+        with self._instruments.dht_requests.labels("store").time():
+            return bool(await self._dht.store(key, value, expiration_time=expires_at, subkey=subkey))
 
     async def lookup(self, key: str) -> Mapping[str, bytes]:
-        found = await self._dht.get(key, latest=True)
+        with self._instruments.dht_requests.labels("get").time():
+            found = await self._dht.get(key, latest=True)
         if found is None or not isinstance(found.value, Mapping):
             return {}
         return {

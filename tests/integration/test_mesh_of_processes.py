@@ -3,7 +3,7 @@
 One mesh serves all tests here; none of them changes what its nodes hold.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ import torch
 from cli_process import meshnode
 from integration_nodes import Daemon, Daemons, complaints, digits_test, save_shard, shards
 from integration_pulled import pull, transport_in
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from experts.averaging import mean_of
 from experts.data.dataset import ImageDataset
@@ -22,6 +24,7 @@ from experts.router.statistics import ClassStatistics, sum_contributions
 from experts.trunk.base import features_of
 from experts.trunk.codec import trunk_from_bytes
 from meshnode import MeshClient
+from meshnode.gauges import documented_metrics
 from meshnode.runtime import router_config
 from meshnode.state.blobs import BlobStore
 from protocol.identifiers import Digest, ExpertUid, PeerId, digest_of
@@ -45,6 +48,20 @@ class RunningMesh:
     @property
     def addresses(self) -> list[str]:
         return [node.address for node in self.nodes.values()]
+
+
+class Scrape:
+    """The values of one scrape, by name without the prefix and by labels."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._values = {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in families
+            for sample in family.samples
+        }
+
+    def __call__(self, name: str, **labels: str) -> float:
+        return self._values[f"modulemesh_{name}", frozenset(labels.items())]
 
 
 def _settled(node: Daemon) -> bool:
@@ -116,6 +133,41 @@ def test_rounds_were_committed_and_left_the_replicas_alike(mesh: RunningMesh) ->
         averaging = node.get("averaging")
         assert averaging["committed"] >= 2
         assert all(len(last["members"]) == 2 for last in averaging["last_committed"].values())
+
+
+def test_what_a_scraper_reads_agrees_with_the_status(mesh: RunningMesh) -> None:
+    peer_ids = {node.peer_id for node in mesh.nodes.values()}
+    documented = {metric.name for metric in documented_metrics()}
+    for node in mesh.nodes.values():
+        node.infer(digits_test(CLASSES, 8).images)
+        families = list(text_string_to_metric_families(node.metrics()))
+        assert {
+            f"{family.name}_total" if family.type == "counter" else family.name for family in families
+        } == documented
+        value = Scrape(families)
+        status = node.status()
+        assert [value("node_state", state=state) for state in ("waiting", "ready", "draining")] == [0, 1, 0]
+        assert value("build_info", version=status["version"]) == 1
+        assert value("peers") == len(mesh.nodes) - 1
+        assert value("experts", scope="local") == status["experts"]["local"] == 2
+        assert value("experts", scope="mesh") == status["experts"]["mesh"] == 3
+        assert value("expert_replicas_min") == 2
+        committed = value("averaging_rounds_total", result="committed", reason="")
+        assert committed == status["averaging"]["committed"] >= 2
+        assert value("averaging_group_peers") == 2
+        assert value("averaging_duration_seconds_count") >= committed
+        assert 0 < value("parameter_age_seconds") < 600
+        # Two task files, sixty steps each, for one expert each.
+        assert value("train_steps_total") == 120
+        assert value("train_samples_total") == 120 * 32
+        asked = value("inference_requests_total", role="client", result="ok")
+        assert asked == value("inference_duration_seconds_count", role="client") >= 1
+        assert value("dht_request_duration_seconds_count", operation="get") > 1
+        assert value("dht_request_duration_seconds_count", operation="store") > 1
+        assert value("network_bytes_total", direction="sent", kind="averaging") > 0
+        assert value("mqtt_connected") == value("mqtt_messages_dropped_total") == 0
+        labels = {value for family in families for sample in family.samples for value in sample.labels.values()}
+        assert not labels & peer_ids
 
 
 async def test_a_client_that_is_no_node_lists_experts_and_predicts_with_a_route_a_row(mesh: RunningMesh) -> None:

@@ -1,5 +1,6 @@
 """How a daemon starts where something is in its way, and how it stops."""
 
+import json
 import os
 import signal
 import socket
@@ -67,12 +68,10 @@ def test_a_dead_bootstrap_address_is_a_warning_with_its_cause_and_a_retry(daemon
     (entry,) = node.status()["bootstrap"]
     assert (entry["address"], entry["state"]) == (address, "retrying")
     assert "refused" in entry["error"]
-    warning = f"bootstrap {address}: "
-    (line,) = complaints(node.stderr)
-    assert " WARN" in line
-    assert warning in line
-    assert "refused" in line
-    assert "retrying" in line
+    (warning,) = map(json.loads, complaints(node.stderr))
+    assert (warning["level"], warning["event"]) == ("warning", "bootstrap failed")
+    assert (warning["address"], warning["retrying"]) == (address, True)
+    assert "refused" in warning["reason"]
     # Alone it learns, serves and answers.
     node.wait_for(lambda node: node.status()["training"]["learned"] == ["task"], "its task learned")
     assert node.infer(digits_test("01", 5).images)["missing_mass"] == [0.0] * 5

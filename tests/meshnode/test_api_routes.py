@@ -51,13 +51,20 @@ def _post_npy(api: Served, body: bytes, query: str = "") -> httpx.Response:
     return HTTP.post(f"{api.url}/api/v1/infer{query}", content=body, headers=headers)
 
 
-@pytest.mark.parametrize("name", ["status", "id", "peers", "experts", "averaging", "train"])
+@pytest.mark.parametrize("name", ["status", "id", "peers", "experts", "averaging", "train", "config"])
 def test_every_document_names_its_schema(api: Served, name: str) -> None:
     response = _get(api, name)
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"
     assert response.headers["cache-control"] == "no-store"
     assert response.json()["schema"] == f"meshnode.{name}/1"
+
+
+def test_metrics_are_text_for_who_has_the_key(api: Served) -> None:
+    response = HTTP.get(f"{api.url}/metrics", headers=api.headers)
+    assert (response.status_code, response.content) == (200, b"modulemesh_peers 2.0\n")
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert HTTP.get(f"{api.url}/metrics").status_code == 401
 
 
 def test_documents_carry_what_the_node_says(api: Served) -> None:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshnode.cli.human import printable, size, span
+from meshnode.cli.human import size, span
+from meshnode.printable import printable
 
 
 @given(text=st.text())

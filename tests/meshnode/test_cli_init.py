@@ -8,8 +8,8 @@ import pytest
 from cli_process import meshnode, python
 
 from meshnode.cli.starter_config import starter_config
-from meshnode.config import NodeConfig, load_config
 from meshnode.home import Home
+from meshnode.settings.config import NodeConfig, load_config
 
 ADDRESS = "/ip4/192.0.2.1/tcp/4001/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
 
@@ -73,6 +73,8 @@ def test_the_settings_written_are_the_defaults(tmp_path: Path) -> None:
         "compute": {},
         "train": {},
         "api": {},
+        "mqtt": {},
+        "log": {},
     }
     uncommented = "\n".join(
         line.removeprefix("# ") if " = " in line else line

@@ -17,8 +17,9 @@ PROGRAM = """
 import json, sys, types
 from meshnode.cli import main
 node = types.ModuleType("meshnode.node")
-def run_node(home, config):
-    print(json.dumps({"home": str(home.path), **config.model_dump(mode="json", by_alias=True)}))
+def run_node(home, settings, *, as_json):
+    config = settings.config.model_dump(mode="json", by_alias=True)
+    print(json.dumps({"home": str(home.path), "as_json": as_json, **config}))
     return 7
 node.run_node = run_node
 demo = types.ModuleType("meshnode.demo")

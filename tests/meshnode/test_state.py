@@ -115,7 +115,7 @@ def test_a_corrupt_newest_generation_gives_way_to_the_one_before_and_says_so(
         current = state.current(UID)
     assert current is not None
     assert (current.number, current.digest) == (2, digests[1])
-    assert "generation 3" in caplog.text
+    assert "'generation': 3" in caplog.text
     assert UID in caplog.text
 
 

@@ -43,7 +43,15 @@ JOB = ExpertJob(
     uid="u", classes=("0", "1"), architecture={"kind": "mlp", "hidden": 4}, weights=b"\0\xff", updating=True
 )
 ORDERS: list[ToTrainer] = [
-    Setup(trunk=b"trunk", device="cpu", data_dir=None, state_dir="/tmp", settings=SETTINGS),
+    Setup(
+        trunk=b"trunk",
+        device="cpu",
+        data_dir=None,
+        state_dir="/tmp",
+        settings=SETTINGS,
+        log_level="info",
+        log_format="json",
+    ),
     Scan(),
     Learn(run=3, task="t", experts=(JOB,)),
     AddDelta(run=3, uid="u", delta=bytes(8)),

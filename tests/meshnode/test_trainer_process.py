@@ -64,6 +64,8 @@ def setup(folder: Path, *, steps: int = 60, learning_rate: float = 0.05) -> Setu
         data_dir=str(folder / "data"),
         state_dir=str(folder / "trainer"),
         settings=settings,
+        log_level="info",
+        log_format="json",
     )
 
 

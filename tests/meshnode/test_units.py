@@ -1,10 +1,12 @@
 """Amounts with units."""
 
+import re
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from meshnode.units import parse_bytes, parse_duration_s
+from meshnode.settings.units import DURATION_PATTERN, format_duration_s, parse_bytes, parse_duration_s
 
 
 @pytest.mark.parametrize(
@@ -56,3 +58,46 @@ def test_no_text_makes_another_failure_or_an_infinite_amount(text: str) -> None:
         except ValueError:
             continue
         assert 0 <= amount < float("inf")
+
+
+@pytest.mark.parametrize(
+    ("span_s", "text"),
+    [
+        (5.0, "5s"),
+        (0.5, "500ms"),
+        (1.5, "1500ms"),
+        (90.0, "90s"),
+        (120.0, "2m"),
+        (7200.0, "2h"),
+        (86400.0, "1d"),
+        (0.3, "300ms"),
+        (0.0, "0s"),
+    ],
+)
+def test_a_span_is_written_in_the_largest_unit_it_is_a_whole_number_of(span_s: float, text: str) -> None:
+    assert format_duration_s(span_s) == text
+
+
+SPANS_S = st.one_of(st.floats(0.001, 86_400), st.floats(0.001, 1e11), st.integers(1, 10**9).map(lambda ms: ms / 1000))
+
+
+@given(SPANS_S)
+@example(0.1 + 0.2)
+@example(0.0012345678901234567)
+def test_a_written_span_is_read_as_exactly_the_same(span_s: float) -> None:
+    text = format_duration_s(span_s)
+    assert parse_duration_s(text) == span_s
+    assert re.search(DURATION_PATTERN, text)
+
+
+@given(st.one_of(st.text(), st.from_regex(DURATION_PATTERN)))
+@example("5 S")
+@example(" 1.5mIn ")
+@example("5\u00a0s")
+def test_the_pattern_takes_what_is_read_as_a_duration(text: str) -> None:
+    try:
+        parse_duration_s(text)
+    except ValueError:
+        assert not re.search(DURATION_PATTERN, text)
+    else:
+        assert re.search(DURATION_PATTERN, text.strip())

@@ -6,37 +6,11 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wire_examples import DIGEST, ERRORS, PEER
 
 from protocol import errors, limits
 from protocol.errors import ErrorCode, ModuleMeshError, RemoteFailure, error_from_wire
-from protocol.identifiers import digest_of, peer_id_of
 from protocol.messages import decode_message, encode_message, error_reply
-
-PEER, DIGEST = peer_id_of(b"key"), digest_of(b"bytes")
-EXAMPLES = [
-    errors.BadSignature("record"),
-    errors.BlobCorrupt(DIGEST),
-    errors.Busy(0.25),
-    errors.CallTimeout(PEER, "forward", 3.0),
-    errors.ClockSkewed(-12.5),
-    errors.Draining(),
-    errors.FrameTooLarge(10, 9),
-    errors.MalformedAddress("x", "no"),
-    errors.MalformedIdentifier("digest", "x", "no"),
-    errors.MalformedMessage("keys", "values", reason="lengths differ"),
-    errors.MalformedSpec("no"),
-    errors.MalformedTensor("features", "no"),
-    errors.MeshMismatch(DIGEST, None),
-    errors.NotReady("no mesh yet"),
-    errors.NoRoute(("cat",), (DIGEST,)),
-    errors.PeerUnreachable(PEER),
-    errors.RecordRefused(errors.RecordRefusal.REPLAYED, "3 s later"),
-    errors.RemoteFailure(PEER, "boom", "it broke"),
-    errors.RowsUnanswered((0, 3), (DIGEST,)),
-    errors.UnknownBlob(DIGEST),
-    errors.UnknownExpert(DIGEST),
-    errors.UnknownMethod("dance"),
-]
 
 
 def data_of(error: ModuleMeshError) -> dict[str, object]:
@@ -44,10 +18,10 @@ def data_of(error: ModuleMeshError) -> dict[str, object]:
 
 
 def test_there_is_an_example_of_every_code():
-    assert sorted(type(error).code for error in EXAMPLES) == sorted(ErrorCode)
+    assert sorted(type(error).code for error in ERRORS) == sorted(ErrorCode)
 
 
-@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_an_error_survives_the_wire_with_its_data(error):
     reply = decode_message(encode_message(error_reply(error)))
     returned = error_from_wire(reply.code, reply.message, reply.data)
@@ -70,7 +44,7 @@ _PLAIN = st.recursive(
 )
 
 
-@given(st.sampled_from(EXAMPLES), st.data())
+@given(st.sampled_from(ERRORS), st.data())
 def test_hostile_data_gives_the_codes_class_in_bounds_or_a_remote_failure(example, data):
     fields = {name: data.draw(_PLAIN) for name in example.to_wire().data}
     error = error_from_wire(str(example.code), "text", fields)
@@ -96,7 +70,7 @@ def test_text_from_a_peer_cannot_steer_a_terminal():
 
 
 def test_families_tell_bad_input_from_a_failed_call():
-    assert {type(error) for error in EXAMPLES if isinstance(error, errors.CallFailed)} == {
+    assert {type(error) for error in ERRORS if isinstance(error, errors.CallFailed)} == {
         errors.BlobCorrupt,
         errors.Busy,
         errors.CallTimeout,
@@ -109,6 +83,4 @@ def test_families_tell_bad_input_from_a_failed_call():
         errors.UnknownExpert,
         errors.UnknownMethod,
     }
-    assert not any(
-        isinstance(error, errors.CallFailed) and isinstance(error, errors.RefusedInput) for error in EXAMPLES
-    )
+    assert not any(isinstance(error, errors.CallFailed) and isinstance(error, errors.RefusedInput) for error in ERRORS)

@@ -7,36 +7,14 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wire_examples import DIGEST, MESSAGES
 
-from protocol import limits, messages
+from protocol import limits
 from protocol.errors import FrameTooLarge, MalformedMessage
 from protocol.identifiers import digest_of
 from protocol.messages import Ack, ErrorReply, Forward, Hello, RoundId, decode_message, encode_message
 
-digests = st.binary(max_size=4).map(digest_of)
-names = st.text(min_size=1, max_size=limits.MAX_NAME_CHARS)
-counters = st.integers(0, limits.MAX_COUNTER)
-moments = st.floats(0, limits.MAX_MOMENT_S)
-class_names = st.lists(names, min_size=1, max_size=5, unique=True).map(lambda classes: tuple(sorted(classes)))
-round_ids = st.builds(RoundId, digests, counters, st.integers(0, limits.MAX_ATTEMPTS_PER_ROUND - 1))
-outcomes = st.sampled_from(["aborted", "committed", "pending", "unknown"])
-blob_offsets = st.integers(0, limits.MAX_BLOB_BYTES)
-error_data = st.dictionaries(st.text(max_size=5), st.none() | st.integers(0, 9) | st.text(max_size=5), max_size=3)
-
-all_messages = st.one_of(
-    st.builds(messages.Hello, st.none() | digests),
-    st.builds(messages.HelloReply, st.none() | digests, st.none() | names, names, names, moments),
-    st.builds(messages.BlobGet, digests, blob_offsets, st.integers(1, limits.BLOB_CHUNK_BYTES)),
-    st.builds(messages.BlobPart, digests, blob_offsets, blob_offsets),
-    st.builds(messages.Forward, digests),
-    st.builds(messages.ForwardReply, digests, counters, digests, class_names),
-    st.builds(messages.RoundProposal, round_ids, digests, st.booleans(), st.booleans()),
-    st.builds(messages.RoundAttestation, round_ids, st.booleans()),
-    st.builds(messages.RoundOutcomeQuery, round_ids),
-    st.builds(messages.RoundOutcome, round_ids, outcomes),
-    st.just(messages.Ack()),
-    st.builds(messages.ErrorReply, st.text(max_size=9), st.text(max_size=9), error_data),
-)
+all_messages = st.one_of(*MESSAGES.values())
 
 plain_values = st.recursive(
     st.none()
@@ -60,9 +38,6 @@ def with_one_field_changed(struct: msgspec.Struct) -> st.SearchStrategy[dict]:
             if not (change[2] and key == change[0])
         }
     )
-
-
-DIGEST = digest_of(b"x")
 
 
 def refused(data: bytes) -> bool:

@@ -1,6 +1,7 @@
 """The sections of a node's settings: each setting with its default, its range and the reason for both.
 
-Spans carry their unit: as they are written, ``refresh = "5s"``; as attributes, in their name, ``refresh_s``.
+Spans carry their unit: as they are written, ``refresh = "5s"``; as attributes, in their name, ``refresh_s``. What is
+said of a setting here is what people read in docs/config.md, in the schema and in editors.
 """
 
 import platform
@@ -8,12 +9,13 @@ import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 import multiaddr
 import multiaddr.exceptions
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from meshnode.units import parse_duration_s
+from meshnode.settings.units import parse_duration_s
 from protocol.addresses import parse_address
 from protocol.errors import MalformedAddress, MalformedIdentifier
 from protocol.identifiers import MeshId, parse_digest
@@ -25,6 +27,7 @@ __all__ = [
     "ComputeSection",
     "LogSection",
     "MeshSection",
+    "MqttSection",
     "NetSection",
     "NodeSection",
     "ServeSection",
@@ -32,6 +35,7 @@ __all__ = [
 ]
 
 _DAY_S = 86_400.0
+_DEVICE = r"^(auto|cpu|cuda:[0-9]{1,3})$"
 
 
 def _seconds(value: object) -> object:
@@ -88,17 +92,54 @@ def _mesh_id(value: str) -> MeshId:
         raise ValueError(exc.message) from exc
 
 
-def _folder(value: Path) -> Path:
-    return value.expanduser().absolute()
+def _device(value: str) -> str:
+    if not re.fullmatch(_DEVICE, value):
+        raise ValueError("auto, cpu or cuda:N is expected")
+    return value
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=_DAY_S)]
+def _not_blank(value: object) -> object:
+    # As a path it would be the current folder, which nobody means by it.
+    if value == "":
+        raise ValueError("a path is expected; leave the setting out to have none")
+    return value
+
+
+def _absolute(value: Path) -> Path:
+    try:
+        return value.expanduser().absolute()
+    except RuntimeError as exc:
+        raise ValueError(f"there is no such user as in {value}") from exc
+
+
+def _broker_url(value: str) -> str:
+    if "@" in value:
+        raise ValueError("the name and password do not belong here: use mqtt.user and mqtt.password_file")
+    try:
+        url = urlsplit(value)
+        is_address = url.port != 0 and bool(url.hostname) and url.path in ("", "/") and not (url.query or url.fragment)
+    except ValueError:  # its text would quote what may be half a password
+        is_address = False
+    if not is_address or url.scheme not in ("mqtt", "mqtts"):
+        raise ValueError("mqtt://HOST[:PORT] or mqtts://HOST[:PORT] is expected")
+    return value
+
+
+def _topic_prefix(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*", value):
+        raise ValueError("letters, digits, dots, dashes, underscores, and slashes between them are expected")
+    return value
+
+
+Seconds = Annotated[float, Field(ge=0.001, le=_DAY_S), BeforeValidator(_seconds)]
+RecordTtl = Annotated[float, Field(ge=0.001, le=MAX_RECORD_TTL_S), BeforeValidator(_seconds)]
+LocalPath = Annotated[Path, BeforeValidator(_not_blank), AfterValidator(_absolute)]
 PeerAddresses = Annotated[tuple[Annotated[str, AfterValidator(_peer_address)], ...], BeforeValidator(_listed)]
 OwnAddresses = Annotated[tuple[Annotated[str, AfterValidator(_own_address)], ...], BeforeValidator(_listed)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class NodeSection(_Section):
@@ -112,7 +153,8 @@ class NetSection(_Section):
     """How this node reaches its peers and they it."""
 
     listen: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
-    """IP address to listen on. Loopback unless set: to be seen by other machines is a choice."""
+    """IP address to listen on; ``0.0.0.0`` is every address of this machine. Loopback unless set: to be seen by other
+    machines is a choice."""
     port: int = Field(default=0, ge=0, le=65535)
     """TCP port to listen on; 0 takes any that is free."""
     join: PeerAddresses = ()
@@ -120,8 +162,9 @@ class NetSection(_Section):
     announce: OwnAddresses = ()
     """Multiaddresses at which peers reach this node, where it listens on others (behind a router)."""
     refresh_s: Seconds = Field(default=5.0, alias="refresh")
-    """How often the records of the mesh are read again, hence how late a change elsewhere is noticed."""
-    record_ttl_s: Seconds = Field(default=60.0, alias="record_ttl", le=MAX_RECORD_TTL_S)
+    """How often the records of the mesh are read again, hence how late a change elsewhere is noticed. Shorter than
+    ``record_ttl``."""
+    record_ttl_s: RecordTtl = Field(default=60.0, alias="record_ttl")
     """A dead node is advertised for this long. Renewed at a third of it, so that two renewals may fail."""
     call_timeout_s: Seconds = Field(default=5.0, alias="call_timeout")
     """How long a peer may be silent in a call."""
@@ -137,19 +180,19 @@ class MeshSection(_Section):
     """Which mesh this node belongs to."""
 
     id: Annotated[str, AfterValidator(_mesh_id)] | None = None
-    """Digest of the mesh's spec; None joins the mesh of the first peer that has one."""
+    """Digest of the mesh's spec. Unless set, this node joins the mesh of the first peer that has one."""
 
 
 class ComputeSection(_Section):
     """What this node computes on."""
 
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda:\d{1,3})$")
+    device: Annotated[str, AfterValidator(_device)] = Field(default="auto", json_schema_extra={"pattern": _DEVICE})
     """``auto`` (a GPU if there is one), ``cpu`` or ``cuda:N``."""
     threads: int | None = Field(default=None, ge=1, le=1024)
-    """CPU threads of one process's tensor operations; None is one: experts and trunks are too
-    small to gain from more, and a node is not alone on its machine."""
+    """CPU threads of one process's tensor operations. Unless set, one: experts and trunks are too small to gain from
+    more, and a node is not alone on its machine."""
     require_gpu: bool = False
-    """Fail rather than compute on the CPU."""
+    """Fail rather than compute on the CPU; contradicts ``device = "cpu"``."""
 
     @model_validator(mode="after")
     def _does_not_contradict_itself(self) -> Self:
@@ -162,19 +205,23 @@ class TrainSection(_Section):
     """How this node learns. Defaults are the measured ones of the small-expert setting."""
 
     enabled: bool = True
-    data: Annotated[Path, AfterValidator(_folder)] | None = None
-    """Folder of task files (``*.npz``), learned in the order of their names; None: nothing to learn from."""
+    """Learn from task files. A node that does not still serves and averages the experts it hosts."""
+    data: LocalPath | None = None
+    """Folder of task files (``*.npz``), learned in the order of their names. Without one there is nothing to
+    learn from."""
     teacher_epochs: int = Field(default=12, ge=1, le=10_000)
     """Passes over a task's data when its teacher is trained."""
     steps: int = Field(default=1900, ge=1, le=10_000_000)
-    """Distillation steps an expert takes for one task."""
+    """Distillation steps an expert takes for one task: about 15 passes over 4,000 images."""
     batch_size: int = Field(default=32, ge=1, le=65_536)
-    """Images a step."""
+    """Images in one distillation step."""
     learning_rate: float = Field(default=0.05, gt=0, le=10)
+    """Step size of stochastic gradient descent when an expert is distilled."""
     alpha: float = Field(default=0.5, ge=0, le=1)
     """Share of the labels in the loss; the rest is the teacher's."""
     temperature: float = Field(default=2.0, gt=0, le=1000)
-    """T of the softened classes."""
+    """T, by which logits are divided before the softmax: the higher, the more of what the teacher finds similar is
+    learned."""
     gamma: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the replay term, that keeps an updated expert at what it answered before."""
     replay_samples: int = Field(default=200, ge=1, le=1_000_000)
@@ -182,13 +229,14 @@ class TrainSection(_Section):
     round_steps: int = Field(default=50, ge=1, le=10_000_000)
     """Steps between two checkpoints: what a crash of the trainer can lose, and what averaging sees."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Of every random choice in training."""
+    """What every random choice in training follows from, so that a run can be repeated."""
 
 
 class AverageSection(_Section):
     """How replicas of one expert become one again."""
 
     enabled: bool = True
+    """Take part in averaging rounds. A node that does not keeps its replicas as it learned or pulled them."""
     every_s: Seconds = Field(default=10.0, alias="every")
     """Period of the rounds. All nodes of a mesh must have the same: it makes the round's number."""
     timeout_s: Seconds = Field(default=5.0, alias="timeout")
@@ -205,6 +253,7 @@ class ServeSection(_Section):
     """How this node answers for the experts it hosts."""
 
     enabled: bool = True
+    """Advertise the experts hosted here and answer peers that ask them."""
     queue: int = Field(default=256, ge=1, le=100_000)
     """Requests that may wait for the processor; those beyond are told to come back later."""
     timeout_s: Seconds = Field(default=5.0, alias="timeout")
@@ -218,7 +267,35 @@ class ApiSection(_Section):
     """``HOST:PORT`` or ``[IPv6]:PORT``; port 0 takes any that is free, which ``daemon.json`` tells."""
 
 
+class MqttSection(_Section):
+    """What this node tells an MQTT broker, for dashboards and home automation; nothing is taken from it."""
+
+    enabled: bool = False
+    """Connect to the broker. One that is away costs nothing: it is tried again, and what it misses is counted."""
+    url: Annotated[str, AfterValidator(_broker_url)] = "mqtt://127.0.0.1:1883"
+    """``mqtt://HOST[:PORT]``, or ``mqtts://`` for TLS with the machine's certificate authorities."""
+    user: str | None = None
+    """Name to log in with; unless set, none is sent."""
+    password_file: LocalPath | None = None
+    """File whose first line is the password; nobody but its owner may be able to read it."""
+    prefix: Annotated[str, AfterValidator(_topic_prefix)] = "modulemesh"
+    """First part of every topic."""
+    version: Literal["3.1.1", "5"] = "3.1.1"
+    """Of the MQTT protocol."""
+    every_s: Seconds = Field(default=10.0, alias="every")
+    """Period of the telemetry topics."""
+
+    @model_validator(mode="after")
+    def _a_password_is_somebodys(self) -> Self:
+        if self.password_file is not None and self.user is None:
+            raise ValueError("password_file needs user: a password alone logs nobody in")
+        return self
+
+
 class LogSection(_Section):
     """What is told on stderr."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is shown; of libraries only warnings and errors are, unless this is ``debug``."""
+    format: Literal["auto", "text", "json"] = "auto"
+    """``text`` for people, ``json`` for programs, a line an event; ``auto`` is text on a terminal, else JSON."""

@@ -32,6 +32,9 @@ finally:
         "peers ls",
         "experts ls --local",
         "infer --input {image} --explain",
+        "why",
+        "train history",
+        "config show",
     ],
 )
 def test_nothing_heavy_is_loaded(tmp_path: Path, line: str) -> None:
@@ -43,6 +46,21 @@ def test_nothing_heavy_is_loaded(tmp_path: Path, line: str) -> None:
     loaded = set(json.loads(ended.err.splitlines()[-1]))
     assert loaded & HEAVY == set()
     assert "meshnode" in loaded
+
+
+def test_weights_are_loaded_without_torchs_compiler() -> None:
+    """Its symbolic shapes bring all of sympy: half a second and 40 MB in the daemon and in the trainer."""
+    program = """
+import sys
+from experts.checkpoint import load_weights, weights_to_bytes
+from experts.modules import MlpArchitecture
+module = MlpArchitecture(feature_dim=8, hidden=4, num_classes=2).build("seed")
+load_weights(module, weights_to_bytes(module))
+assert "torch" in sys.modules
+assert not {"sympy", "torch._dynamo"} & set(sys.modules)
+"""
+    ended = python(program)
+    assert ended.code == 0, ended.err
 
 
 @pytest.mark.parametrize("line", ["--help", "version", "status"])

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Mapping
 
-__all__ = ["parse_bytes", "parse_duration_s"]
+__all__ = ["DURATION_PATTERN", "format_duration_s", "parse_bytes", "parse_duration_s"]
 
-# At most 15 digits: every such number is exact as a float, and no text can make an infinite one.
-_AMOUNT = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]*)", re.ASCII)
+# 15 digits before the point: such a number is exact as a float, and no text can make an infinite one. 20 after it:
+# as many as a float of a thousandth or more is ever written with.
+_NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,20})?"
+_AMOUNT = re.compile(rf"({_NUMBER}) *([A-Za-z]*)")
 
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -16,6 +18,10 @@ _BYTES = {
     **{f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", start=1)},
     **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", start=1)},
 }
+
+_UNITS_OF_SPANS = "|".join("".join(f"[{letter}{letter.upper()}]" for letter in unit) for unit in _SECONDS if unit)
+DURATION_PATTERN = rf"^ *{_NUMBER} *({_UNITS_OF_SPANS})? *$"
+"""What `parse_duration_s` takes, as a regular expression of JSON Schema, which has no flag for the case."""
 
 
 def parse_duration_s(text: str) -> float:
@@ -28,6 +34,19 @@ def parse_duration_s(text: str) -> float:
         ValueError: Anything else; a sign or an exponent, for instance.
     """
     return _parse(text, _SECONDS, "a duration such as 500ms, 5s or 2h")
+
+
+def format_duration_s(span_s: float) -> str:
+    """A span as people write it, in the largest unit that it is a whole number of: ``2h``, ``90s``, ``500ms``.
+
+    Args:
+        span_s: 0, or from a millisecond to 10^11 s. `parse_duration_s` makes exactly this number of the text again.
+    """
+    for unit in ("d", "h", "m", "s", "ms"):
+        amount = round(span_s / _SECONDS[unit])
+        if amount and amount * _SECONDS[unit] == span_s:
+            return f"{amount}{unit}"
+    return f"{span_s!r}s" if span_s else "0s"
 
 
 def parse_bytes(text: str) -> int:

@@ -1,0 +1,310 @@
+"""Start-up and footprint of a node, measured on the real `meshnode run` and held against the project's targets.
+
+Every node is a process of its own on loopback, with a home of its own in a temporary folder and no setting in its
+environment. Progress goes to stderr, the table to stdout. The exit code is 0 if every target is met, 10 if one is
+missed, 1 if something could not be measured.
+"""
+
+import argparse
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+from bench_homes import Homes
+from bench_node import POLL_S, BenchFailed, Node, end_everything, kind_of, run_python
+
+from meshnode import __version__
+from meshnode.cli.pictures import npy_of
+from meshnode.errors import ExitCode, NodeError
+
+MANY = 16
+STARTS = 5
+RSS_STARTS = 3
+STATUS_CALLS = 5
+ANSWER_S = 10.0
+
+EARLIEST_KILL_S, LATEST_KILL_S = 0.2, 9.0
+"""From the first imports to some seconds of training: a node is ready after 3 s and learns after 5 s."""
+
+IMPORTS = {"import": "import torch, hivemind", "import_without_exit": "import torch, hivemind, os; os._exit(0)"}
+"""What every start pays. The target is over the first; an interpreter that has both takes half a second of it to end,
+which no start does, so the second is told too."""
+
+GRACE_S = 3.0
+"""What a killed daemon had started may live this much longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a measured value is held against."""
+
+    bound: float
+    exact: bool = False
+    """Whether the value must be the bound; else it must not exceed it."""
+
+    def is_met(self, value: float) -> bool:
+        """Whether `value` is good enough."""
+        return value == self.bound if self.exact else value <= self.bound
+
+    def __str__(self) -> str:
+        return f"{'=' if self.exact else '<='} {self.bound:g}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """One line of the table."""
+
+    name: str
+    value: float
+    target: str
+    met: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One metric: the value that counts, and all that it was made from."""
+
+    value: float
+    raw: Mapping[str, Any]
+
+
+class Bench:
+    """The measurements, each a method named as its result.
+
+    Args:
+        homes: What the nodes run on.
+        seed: Of the moments of the kills.
+        kills: How many.
+    """
+
+    def __init__(self, homes: Homes, *, seed: int, kills: int) -> None:
+        self._homes = homes
+        self._seed = seed
+        self._kills = kills
+
+    def start_over_import_s(self) -> Measured:
+        """From the start of the command until the node is ready, less `python -c "import torch, hivemind"`."""
+        homes = {
+            "with_a_mesh": self._homes.founded(),
+            "without_a_mesh": self._homes.bare(),
+            "with_16_experts": self._homes.hosting(MANY),
+        }
+        samples: dict[str, list[float]] = {name: [] for name in (*IMPORTS, *homes)}
+        for number in range(STARTS):
+            _say(f"start: round {number + 1} of {STARTS}")
+            for name, program in IMPORTS.items():
+                samples[name].append(run_python("-c", program))
+            for name, home in homes.items():
+                with Node(home) as node:
+                    samples[name].append(node.wait_ready())
+        medians = {name: median(values) for name, values in samples.items()}
+        over_s = {name: medians["with_a_mesh"] - medians[name] for name in IMPORTS}
+        return Measured(over_s["import_without_exit"], {"samples_s": samples, "medians_s": medians, "over_s": over_s})
+
+    def processes_16_experts(self) -> Measured:
+        """Processes of a node that hosts and serves 16 experts: the daemon, its trainer, and p2pd."""
+        _say("processes: 1 of 1")
+        with Node(self._homes.hosting(MANY), self._homes.data) as node:
+            self._settle(node, MANY)
+            kinds = Counter(map(kind_of, node.processes()))
+        return Measured(kinds.total(), {"processes": kinds})
+
+    def rss_mb_16_experts_over_1(self) -> Measured:
+        """Resident memory of a node's processes: 16 experts' over that of one."""
+        samples: dict[int, list[dict[str, float]]] = {1: [], MANY: []}
+        for start, number in itertools.product(range(RSS_STARTS), samples):
+            _say(f"memory: start {start + 1} of {RSS_STARTS} with {number} expert{'s'[: number > 1]}")
+            with Node(self._homes.hosting(number), self._homes.data) as node:
+                self._settle(node, number)
+                samples[number].append(_resident_mb(node))
+        mb = {number: median(sum(parts.values()) for parts in starts) for number, starts in samples.items()}
+        return Measured(mb[MANY] / mb[1], {"samples_mb_by_experts": samples, "medians_mb_by_experts": mb})
+
+    def status_s(self) -> Measured:
+        """The command `meshnode status` against a node that hosts 16 experts, at its best."""
+        home = self._homes.hosting(MANY)
+        samples = []
+        with Node(home, self._homes.data) as node:
+            self._settle(node, MANY)
+            for number in range(STATUS_CALLS):
+                _say(f"status: {number + 1} of {STATUS_CALLS}")
+                samples.append(run_python("-m", "meshnode", "--home", home.path, "status"))
+        return Measured(min(samples), {"samples_s": samples})
+
+    def orphans_after_sigkill(self) -> Measured:
+        """Kills of the daemon, at moments from its first imports to its training, after which anything lived on."""
+        home, kills = self._homes.learning(), []
+        for number, moment_s in enumerate(_moments(self._seed, self._kills)):
+            _say(f"kill: {number + 1} of {self._kills}, {moment_s:.1f} s after the start")
+            with Node(home, self._homes.data) as node:
+                while node.age_s < moment_s:
+                    node.look()
+                    time.sleep(POLL_S)
+                node.require_running("killed")
+                doing = node.api().get("status")["training"]["state"] if node.is_ready else "not ready"
+                kinds = Counter(map(kind_of, node.processes()))
+                node.kill()
+                left, ended_s = node.outlived(GRACE_S)
+                names = sorted(map(kind_of, left))
+            kills.append({"at_s": moment_s, "training": doing, "had": kinds, "left": names, "ended_s": ended_s})
+        _say("kill: starting once more")
+        with Node(home, self._homes.data) as node:
+            ready_s = node.wait_ready()
+        return Measured(sum(bool(kill["left"]) for kill in kills), {"kills": kills, "next_start_s": ready_s})
+
+    def _settle(self, node: Node, number: int) -> None:
+        """Wait until the node serves its experts and its trainer rests; have every expert answer once."""
+        node.wait_until(
+            f"idle with {number} experts",
+            lambda status: status["experts"]["local"] == number and status["training"]["state"] == "idle",
+        )
+        image = npy_of(self._homes.images.images[:1])
+        answer = node.api().post_npy("infer", image, {"top_k": str(number)}, wait_s=ANSWER_S)
+        answered = {call["expert"] for call in answer["route"] if call["ok"]}
+        if len(answered) != number:
+            raise BenchFailed(f"{len(answered)} of {number} experts answered")
+
+
+MEASUREMENTS: Mapping[str, tuple[Callable[[Bench], Measured], Target]] = {
+    "start_over_import_s": (Bench.start_over_import_s, Target(1.5)),
+    "processes_16_experts": (Bench.processes_16_experts, Target(3, exact=True)),
+    "rss_mb_16_experts_over_1": (Bench.rss_mb_16_experts_over_1, Target(1.1)),
+    "status_s": (Bench.status_s, Target(0.5)),
+    "orphans_after_sigkill": (Bench.orphans_after_sigkill, Target(0, exact=True)),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the script; returns its exit code."""
+    options = _parse(arguments)
+    # A terminated run cleans up as an interrupted one does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        document = _measure(options)
+    except (BenchFailed, NodeError, OSError, psutil.Error) as failure:
+        print(f"not measured: {failure}", file=sys.stderr)
+        return ExitCode.FAILURE
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        end_everything()
+    text = json.dumps(document, indent=2)
+    if options.out is not None:
+        options.out.write_text(f"{text}\n", encoding="utf-8")
+    print(text if options.json else _table(document["results"]))
+    return ExitCode.OK if all(result["met"] for result in document["results"]) else ExitCode.CHECK_FAILED
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print the whole document instead of the table")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the document there")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments of the kills (0)")
+    parser.add_argument("--kills", type=int, default=20, metavar="N", help="how often a daemon is killed (20)")
+    parser.add_argument(
+        "--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS), metavar="NAME", help="these metrics"
+    )
+    options = parser.parse_args(arguments)
+    if options.kills < 1:
+        parser.error("--kills must be at least 1")
+    return options
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    began_s, load = time.perf_counter(), os.getloadavg()[0]
+    measured: dict[str, Any] = {}
+    results: list[dict[str, Any]] = []
+    chosen = [name for name in MEASUREMENTS if name in options.only]
+    with tempfile.TemporaryDirectory(prefix="meshnode-bench-") as folder:
+        bench = Bench(Homes(Path(folder)), seed=options.seed, kills=options.kills)
+        for name in chosen:
+            measure, target = MEASUREMENTS[name]
+            outcome = measure(bench)
+            measured[name] = _rounded(outcome.raw)
+            met = target.is_met(outcome.value)
+            results.append(asdict(Result(name=name, value=_rounded(outcome.value), target=str(target), met=met)))
+    words = ["python scripts/bench_start.py", f"--seed {options.seed}", f"--kills {options.kills}"]
+    words += [f"--only {' '.join(chosen)}"] if len(chosen) < len(MEASUREMENTS) else []
+    return {
+        "schema": "meshnode.bench-start/1",
+        "command": " ".join(words),
+        "seed": options.seed,
+        "machine": _machine(),
+        "version": __version__,
+        "measured": {**measured, "load_before": _rounded(load), "seconds": _rounded(time.perf_counter() - began_s)},
+        "results": results,
+    }
+
+
+def _resident_mb(node: Node) -> dict[str, float]:
+    """Of each of its processes, the median over some seconds, in 10^6 bytes."""
+    time.sleep(1.0)
+    samples: dict[str, list[float]] = {}
+    for _ in range(8):
+        for process in node.processes():
+            samples.setdefault(kind_of(process), []).append(process.memory_info().rss / 1e6)
+        time.sleep(0.5)
+    return {kind: median(values) for kind, values in samples.items()}
+
+
+def _moments(seed: int, number: int) -> list[float]:
+    """When to kill, in seconds after the start: a moment out of each of `number` equal spans, in random order."""
+    generator = np.random.default_rng(seed)
+    edges = np.linspace(EARLIEST_KILL_S, LATEST_KILL_S, number + 1)
+    return [float(moment_s) for moment_s in generator.permutation(generator.uniform(edges[:-1], edges[1:]))]
+
+
+def _machine() -> dict[str, Any]:
+    """What the figures depend on, and nothing that names this one machine."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpus": len(os.sched_getaffinity(0)),
+        "cpu_model": models[0] if models else platform.machine(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "python": platform.python_version(),
+        "torch": importlib.metadata.version("torch"),
+        "hivemind": importlib.metadata.version("hivemind"),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _table(results: Sequence[Mapping[str, Any]]) -> str:
+    rows = [("metric", "measured", "target", "met")]
+    rows += [
+        (result["name"], f"{result['value']:g}", result["target"], "yes" if result["met"] else "NO")
+        for result in results
+    ]
+    return "\n".join(f"{name:<26} {value:>9} {target:>8}  {met}" for name, value, target, met in rows)
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to three places, wherever they stand; nothing here is measured more finely."""
+    if isinstance(value, Mapping):
+        return {str(name): _rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return round(value, 3) if isinstance(value, float) else value
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
