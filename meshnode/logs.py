@@ -6,9 +6,10 @@ the same way. A secret that was made known to `keep_secret` is in no line, whoev
 
 import logging
 import os
+import re
 import sys
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import structlog
 from structlog.dev import plain_traceback
@@ -22,6 +23,8 @@ __all__ = ["LogFormat", "LogSettings", "configure_logs", "get_logger", "keep_sec
 LogFormat = Literal["auto", "text", "json"]
 
 _P2PD_READER = "hivemind.p2p.p2p_daemon"
+
+_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
 _secrets: set[str] = set()
 
@@ -120,8 +123,9 @@ def _text() -> logging.Formatter:
         _escape,
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
         structlog.dev.ConsoleRenderer(
-            colors=colours, pad_event_to=28, sort_keys=False, exception_formatter=plain_traceback
+            colors=colours, pad_event_to=20, sort_keys=False, exception_formatter=plain_traceback
         ),
+        _shorten,
     )
 
 
@@ -132,6 +136,11 @@ def _name_the_origin(_logger: object, _method: str, fields: EventDict) -> EventD
         by_p2pd = record.name == _P2PD_READER and hasattr(record, "caller")
         fields["logger"] = "p2pd" if by_p2pd else record.name
     return fields
+
+
+def _shorten(_logger: object, _method: str, line: Any) -> str:
+    """Digests by their first twelve digits, as the commands show them: enough for people to tell them apart."""
+    return _DIGEST.sub(r"\1", str(line))
 
 
 def _escape(_logger: object, _method: str, fields: EventDict) -> EventDict:

@@ -57,6 +57,8 @@ class FakeNode:
             "experts": {"local": 1, "mesh": 3},
             "training": {"state": "learning", "task": "task-0", "step": 7, "loss": self.last_loss},
             "averaging": {"rounds": 4, "next_in_s": 65.0},
+            "serving": {"enabled": True, "queue": 3},
+            "mqtt": {"enabled": True, "connected": True, "error": None, "dropped": 2},
             "traffic": {"sent_bytes": 1_234_567, "received_bytes": 10},
             "uptime_s": 3725.0,
             "version": "0.1.0",

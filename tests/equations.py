@@ -146,7 +146,8 @@ def gate_weights(
     Experts none of whose classes has a score get 0.
     """
     logits = {
-        uid: log(sum(exp(scores[name]) for name in classes if name in scores))
+        # In one order: experts of the same classes tie exactly, and a sum in another order may differ in its last bit.
+        uid: log(sum(exp(scores[name]) for name in sorted(classes) if name in scores))
         for uid, classes in experts.items()
         if any(name in scores for name in classes)
     }

@@ -33,6 +33,8 @@ def _lines(document: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("experts", f"{experts['local']} here, {experts['mesh']} in the mesh"),
         ("training", _activity(document["training"])),
         ("averaging", _activity(document["averaging"])),
+        ("serving", _activity(document["serving"])),
+        *_mqtt(document["mqtt"]),
         ("traffic", f"{size(traffic['sent_bytes'])} sent, {size(traffic['received_bytes'])} received"),
         ("uptime", span(document["uptime_s"])),
         ("daemon", f"version {document['version']}, process {document['pid']}, {document['url']}"),
@@ -48,21 +50,29 @@ def _bootstrap_line(entry: Mapping[str, Any]) -> str:
     return f"{entry['address']}  {_because(entry['state'], entry['error'])}"
 
 
+def _mqtt(mqtt: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """How it stands with the broker, if there is to be one."""
+    if not mqtt["enabled"]:
+        return []
+    state = "connected" if mqtt["connected"] else _because("not connected", mqtt["error"])
+    return [("mqtt", f"{state}, {mqtt['dropped']} messages dropped" if mqtt["dropped"] else state)]
+
+
 def _because(state: str, reason: str | None) -> str:
     return f"{state} ({reason})" if reason else state
 
 
 def _activity(fields: Mapping[str, Any] | None) -> str:
-    """What a trainer or averager says of itself: its state first, then its plain figures by name."""
-    if not fields:
+    """What a part of the node says of itself: its state first, then its plain figures by name."""
+    if not fields or fields.get("enabled") is False:
         return "off"
     state = _because(str(fields["state"]), fields.get("reason")) if "state" in fields else None
     figures = [
         _figure(name, value)
         for name, value in fields.items()
-        if name not in ("schema", "state", "reason") and isinstance(value, (str, int, float, bool))
+        if name not in ("schema", "state", "reason", "enabled") and isinstance(value, (str, int, float, bool))
     ]
-    return ", ".join([state, *figures] if state else figures)
+    return ", ".join([state, *figures] if state else figures) or "on"
 
 
 def _figure(name: str, value: str | float) -> str:

@@ -34,13 +34,11 @@ def read_password(settings: MqttSection) -> str | None:
     """The first line of the password file, from now on kept out of the logs; None if no file is set.
 
     Raises:
-        BrokerUnavailable: There is no user to go with it, or the file cannot be read, is empty, or is open to others.
+        BrokerUnavailable: The file cannot be read, is empty, or is open to others.
     """
     path = settings.password_file
     if path is None:
         return None
-    if settings.user is None:
-        raise BrokerUnavailable("mqtt.password_file is set, but mqtt.user is not")
     try:
         password = _first_line(path)
     except OSError as exc:

@@ -95,6 +95,8 @@ class HivemindTransport:
         self._streams = StreamPool(self._open_stream, self._traffic)
         self._reductions = AllReduce(p2p)
         self._handler: FrameHandler = _not_ready
+        self._dial_failures: dict[PeerId, str] = {}
+        """Why the last attempt to dial failed, for each peer that `connect` was asked for."""
         self._serving: set[asyncio.Task[Any]] = set()
         self._answering: set[asyncio.Task[None]] = set()
 
@@ -173,7 +175,11 @@ class HivemindTransport:
             async with asyncio.timeout(2 * DHT_TIMEOUT_S):
                 await self._p2p._client.connect(peer_id, [Multiaddr(peer.multiaddr.rpartition("/p2p/")[0])])
         except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as exc:
-            raise PeerUnreachable(peer.peer_id, reason=_short(exc)) from exc
+            reason = _short(exc)
+            # libp2p does not dial again at once, and then says only that; the cause is that of the last real attempt.
+            if not reason.endswith("dial backoff"):
+                self._dial_failures[peer.peer_id] = reason
+            raise PeerUnreachable(peer.peer_id, reason=self._dial_failures.get(peer.peer_id, reason)) from exc
         except TimeoutError as exc:
             raise PeerUnreachable(peer.peer_id, reason="no answer to the connection attempt") from exc
         if await self._dht.protocol.call_ping(peer_id) is None:

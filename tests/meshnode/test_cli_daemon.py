@@ -66,6 +66,8 @@ def test_status_tells_people_state_reason_and_every_address(home: Home) -> None:
     assert "1 here, 3 in the mesh" in lines["experts"]
     assert "learning, task task-0, step 7, loss 0.25" in lines["training"]
     assert "rounds 4, next in 1 min 5 s" in lines["averaging"]
+    assert lines["serving"].endswith("  queue 3")
+    assert lines["mqtt"].endswith("  connected, 2 messages dropped")
     assert "1.23 MB sent, 10 B received" in lines["traffic"]
     assert "1 h 2 min" in lines["uptime"]
 

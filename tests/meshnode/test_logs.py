@@ -17,6 +17,7 @@ keep_secret("hunter2")
 log = get_logger("meshnode.test")
 log.debug("a detail")
 log.info("task learned", task="1", seconds=3.5, classes=("0", "1"))
+log.info("expert hosted", expert="0123456789ab" + 52 * "c", cause="new")
 log.warning("the broker said hunter2", url="mqtt://hunter2@host")
 log.info("a peer speaks", name="\\x1b[31mred\\nnext line")
 logging.getLogger("hivemind.dht").info("chatter")
@@ -45,6 +46,13 @@ def test_json_lines_carry_their_facts_by_name() -> None:
     assert (learned["level"], learned["task"], learned["seconds"]) == ("info", "1", 3.5)
     assert learned["classes"] == ["0", "1"]
     assert learned["timestamp"].endswith("Z")
+
+
+def test_people_see_digests_shortened_and_programs_whole() -> None:
+    assert "expert=0123456789ab " in run(form="text").err
+    assert "expert hosted" in {
+        entry["event"] for entry in entries() if entry.get("expert") == "0123456789ab" + 52 * "c"
+    }
 
 
 def test_a_trace_is_a_field_of_its_line() -> None:

@@ -212,11 +212,6 @@ async def test_a_password_file_without_a_password_is_an_error(
         await node.failed(error)
 
 
-async def test_a_password_without_a_user_is_an_error(strict_broker: Mosquitto, password_file: Path) -> None:
-    async with running(strict_broker.url, password_file=str(password_file)) as node:
-        await node.failed("mqtt.user is not")
-
-
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
     """Of 127.0.0.1, signed by itself; its key beside it."""
