@@ -41,8 +41,8 @@ EARLIEST_KILL_S, LATEST_KILL_S = 0.2, 9.0
 """From the first imports to some seconds of training: a node is ready after 3 s and learns after 5 s."""
 
 IMPORTS = {"import": "import torch, hivemind", "import_without_exit": "import torch, hivemind, os; os._exit(0)"}
-"""What every start pays. The target is over the first; an interpreter that has both takes half a second of it to end,
-which no start does, so the second is told too."""
+"""What every start pays. The second counts: an interpreter that has loaded both takes half a second to end, which no
+start does; the first, which flatters, is told too."""
 
 GRACE_S = 3.0
 """What a killed daemon had started may live this much longer."""
@@ -97,7 +97,7 @@ class Bench:
         self._kills = kills
 
     def start_over_import_s(self) -> Measured:
-        """From the start of the command until the node is ready, less `python -c "import torch, hivemind"`."""
+        """From the start of the command until the node is ready, less that of `python -c "import torch, hivemind"`."""
         homes = {
             "with_a_mesh": self._homes.founded(),
             "without_a_mesh": self._homes.bare(),
