@@ -11,10 +11,11 @@ __all__ = ["banner"]
 def banner(status: Mapping[str, Any]) -> str:
     """A status document as a few lines for the terminal that the node was started from."""
     mesh = status["mesh"]
+    mesh_line = f"{mesh['name']}  {mesh['id']}" if mesh else "none yet; `meshnode why mesh` says what is missing"
     lines = [
         f"ModuleMesh {status['version']}, node {status['name']}",
         f"  peer id    {status['peer_id']}",
-        f"  mesh       {mesh['name']}  {mesh['id']}" if mesh else f"  mesh       {status['reason']}",
+        f"  mesh       {mesh_line}",
         f"  device     {status['device']['used']} ({status['device']['reason']})",
         *(f"  listening  {address}" for address in status["addresses"]),
         *(f"  bootstrap  {_bootstrap(entry)}" for entry in status["bootstrap"]),

@@ -65,6 +65,8 @@ class Directory:
     ) -> None:
         self._transport = transport
         self._events = (telemetry or Telemetry()).events
+        self._listed: tuple[PeerRecord, ...] = ()
+        self._listings: Mapping[ExpertUid, ExpertListing] = {}
         self._others: dict[PeerId, str] = {}
         """Names of the live peers but this node, as of the last look-up."""
         self._mesh_id = mesh_id
@@ -117,8 +119,14 @@ class Directory:
 
     def experts(self) -> Mapping[ExpertUid, ExpertListing]:
         """Every advertised expert, by uid, in uid order."""
+        records = self.records()
+        if records != self._listed:  # to tell a genuine advert takes a digest, and this is asked all the time
+            self._listed, self._listings = records, self._list(records)
+        return self._listings
+
+    def _list(self, records: tuple[PeerRecord, ...]) -> Mapping[ExpertUid, ExpertListing]:
         replicas: dict[ExpertUid, list[Replica]] = {}
-        for record in self.records():
+        for record in records:
             for advert in filter(self._genuine, record.experts):
                 replica = Replica(peer_id=record.peer_id, peer_name=record.peer_name, advert=advert)
                 replicas.setdefault(advert.uid, []).append(replica)

@@ -82,8 +82,13 @@ class DaemonNotRunning(NodeError):
     code = "daemon_not_running"
     exit_code = ExitCode.DAEMON_NOT_RUNNING
 
-    def __init__(self, home: Path) -> None:
-        super().__init__(f"no daemon is running for {home}", hint="`meshnode run` starts one.")
+    def __init__(self, home: Path, *, holder: str | None = None) -> None:
+        """`holder` is the process that holds the folder all the same, and has not said where it answers."""
+        if holder is None:
+            super().__init__(f"no daemon is running for {home}", hint="`meshnode run` starts one.")
+        else:
+            hint = "It is starting or about to end: try again in some seconds. `meshnode why` looks closer."
+            super().__init__(f"no daemon answers for {home}, and {holder} holds it", hint=hint)
         self.home = home
 
 

@@ -11,6 +11,9 @@ from meshnode.home import Home
 
 __all__ = ["DaemonLock"]
 
+PROBE_S = 0.2
+"""How long the lock may be held by a command that only looks whether a daemon holds it."""
+
 
 class DaemonLock:
     """``with DaemonLock(home):`` makes this process the home's only daemon until the block ends.
@@ -21,7 +24,7 @@ class DaemonLock:
     def __init__(self, home: Home) -> None:
         self._home = home
         # Not thread_local: a lock taken in one thread must not look free in another.
-        self._lock = filelock.FileLock(home.lock, timeout=0, mode=0o600, thread_local=False)
+        self._lock = filelock.FileLock(home.lock, timeout=PROBE_S, mode=0o600, thread_local=False)
 
     def __enter__(self) -> Self:
         """Make the home's folders if need be and take the lock, at once or not at all.

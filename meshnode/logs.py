@@ -4,17 +4,19 @@ Our own lines are structlog's, with their facts as names and values; those of li
 the same way. A secret that was made known to `keep_secret` is in no line, whoever wrote it.
 """
 
+import json
 import logging
 import os
 import re
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from io import StringIO
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 from structlog.dev import plain_traceback
 from structlog.stdlib import BoundLogger, ProcessorFormatter
-from structlog.typing import EventDict
+from structlog.typing import EventDict, ExcInfo
 
 from meshnode.printable import printable
 
@@ -24,9 +26,10 @@ LogFormat = Literal["auto", "text", "json"]
 
 _P2PD_READER = "hivemind.p2p.p2p_daemon"
 
-_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+# Not by word boundaries: the end of a colour's escape sequence is a letter.
+_DIGEST = re.compile(r"(?<![0-9a-f])([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])")
 
-_secrets: set[str] = set()
+_secrets: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +58,14 @@ def get_logger(name: str) -> BoundLogger:
 
 
 def keep_secret(value: str) -> None:
-    """From now on, write ``[secret]`` wherever a line would hold this value."""
-    if value:
-        _secrets.add(value)
+    """From now on, write ``[secret]`` wherever a line would hold this value, as it is or escaped.
+
+    One of fewer than four characters is no secret, and masking it would spoil every line.
+    """
+    global _secrets  # noqa: PLW0603 - replaced, not changed: other threads are writing lines meanwhile
+    if len(value) >= 4:
+        escaped = {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1]}
+        _secrets |= {value, printable(value), *escaped}
 
 
 def log_settings() -> LogSettings:
@@ -93,7 +101,7 @@ class _Formatter(ProcessorFormatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line, but for the trace of an exception."""
         line = super().format(record)
-        for secret in _secrets:
+        for secret in sorted(_secrets, key=len, reverse=True):  # an escaped form may hold a shorter one
             line = line.replace(secret, "[secret]")
         return line
 
@@ -123,7 +131,7 @@ def _text() -> logging.Formatter:
         _escape,
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
         structlog.dev.ConsoleRenderer(
-            colors=colours, pad_event_to=20, sort_keys=False, exception_formatter=plain_traceback
+            colors=colours, pad_event_to=20, sort_keys=False, exception_formatter=_plain_trace
         ),
         _shorten,
     )
@@ -136,6 +144,13 @@ def _name_the_origin(_logger: object, _method: str, fields: EventDict) -> EventD
         by_p2pd = record.name == _P2PD_READER and hasattr(record, "caller")
         fields["logger"] = "p2pd" if by_p2pd else record.name
     return fields
+
+
+def _plain_trace(lines: TextIO, exc_info: ExcInfo) -> None:
+    """The trace of an exception, whose words may come from a peer."""
+    trace = StringIO()
+    plain_traceback(trace, exc_info)
+    lines.write("\n".join(map(printable, trace.getvalue().splitlines())))
 
 
 def _shorten(_logger: object, _method: str, line: Any) -> str:

@@ -23,7 +23,7 @@ from meshnode.banner import banner
 from meshnode.bootstrap import Bootstrap
 from meshnode.compute import Compute
 from meshnode.device import Device, choose_device
-from meshnode.errors import ExitCode, PortInUse
+from meshnode.errors import ExitCode, NodeError, PortInUse
 from meshnode.handlers import Handlers
 from meshnode.home import DaemonNote, Home
 from meshnode.identity import api_key, load_or_create_identity
@@ -38,6 +38,7 @@ from meshnode.telemetry.events import Events
 from meshnode.transport.hivemind import HivemindConfig, HivemindTransport, TransportFailed
 from meshnode.transport.interface import Transport
 from meshnode.view import NodeView
+from protocol.errors import MeshMismatch, ModuleMeshError
 from protocol.identifiers import MeshId
 from protocol.signing import SigningKey
 
@@ -45,6 +46,9 @@ __all__ = ["run_node"]
 
 FIRST_TRY_S = 0.5
 """How long the banner waits for the bootstrap addresses' first answers; one that is near has answered by then."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""The last is what a terminal says when it is closed."""
 
 LEAVE_S = 2.0
 """How long a stop waits until the mesh has been told of it."""
@@ -73,9 +77,13 @@ class _Node:
         """Take up the mesh this node belongs to, say that it is ready, and run its services for ever."""
         mesh = load_mesh(self.state)
         if mesh is not None:
+            if self.config.mesh.id not in (None, mesh.mesh_id):
+                raise MeshMismatch(expected=MeshId(str(self.config.mesh.id)), got=mesh.mesh_id)
             await self._belong(mesh)
         with suppress(TimeoutError):  # a silent address is retried; the banner says so
-            await asyncio.wait_for(self.bootstrap.tried.wait(), FIRST_TRY_S)
+            # Not wait_for: that of Python 3.11 loses a cancellation that comes together with the event.
+            async with asyncio.timeout(FIRST_TRY_S):
+                await self.bootstrap.tried.wait()
         self.home.write_daemon_note(DaemonNote(os.getpid(), self.view.url))
         _tell_ready(self.view, self.telemetry.events, as_json=self.as_json)
         if mesh is None:
@@ -155,7 +163,7 @@ async def _start(stack: AsyncExitStack, home: Home, settings: Settings, device: 
     handlers = Handlers(state.blobs, config.node.name, transport.now_s, telemetry.instruments)
     transport.serve(handlers)
     bootstrap = Bootstrap(transport, config.net.join, telemetry)
-    view = NodeView(settings, device, transport, bootstrap, compute, telemetry.instruments)
+    view = NodeView(settings, device, transport, bootstrap, compute, telemetry)
     bearer_key = api_key(home)
     keep_secret(bearer_key)
     api = await stack.enter_async_context(ApiServer(view, config.api.listen, bearer_key))
@@ -191,8 +199,17 @@ def run_node(home: Home, settings: Settings, *, as_json: bool = False) -> int:
     disable_created_metrics()  # type: ignore[no-untyped-call] # each counter would come with a second series that says when it was made
     torch.set_num_threads(config.compute.threads or 1)
     device = choose_device(config.compute.device, require_gpu=config.compute.require_gpu)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(home, settings, device, as_json=as_json))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run(home, settings, device, as_json=as_json))
+    except (NodeError, ModuleMeshError) as exc:
+        if log_settings().format == "json":  # else the command says so, in the same words
+            log.critical("node failed", code=str(exc.code), reason=exc.message, hint=exc.hint)
+        raise
+    finally:
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # all is closed: nothing is left to hasten
+    log.info("node stopped")
     return ExitCode.OK
 
 
@@ -213,9 +230,16 @@ async def _open_transport(home: Home, config: NodeConfig, telemetry: Telemetry) 
 
 def _stop_on_signals(view: NodeView) -> None:
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, view.request_shutdown)
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, _stop_or_force, view)
     loop.set_exception_handler(_note_stray)
+
+
+def _stop_or_force(view: NodeView) -> None:
+    """A first signal drains, a second one ends the process at once."""
+    if view.draining:
+        os._exit(ExitCode.INTERRUPTED)
+    view.request_shutdown()
 
 
 async def _until(stop: asyncio.Event, *services: Coroutine[Any, Any, None]) -> None:

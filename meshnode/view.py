@@ -26,12 +26,12 @@ from meshnode.documents import (
     peer_documents,
     training_document,
 )
-from meshnode.errors import ExitCode
+from meshnode.errors import Refused
 from meshnode.gauges import NodeGauges
 from meshnode.runtime import MeshRuntime
 from meshnode.settings.config import Settings
 from meshnode.settings.documents import settings_document
-from meshnode.telemetry.instruments import Instruments
+from meshnode.telemetry import Telemetry
 from meshnode.transport.interface import Transport
 from protocol.errors import Draining, MalformedTensor, NotReady
 
@@ -50,7 +50,7 @@ class NodeView:
         transport: Started.
         bootstrap: How it stands with the addresses to join through.
         compute: The thread torch runs in.
-        instruments: What has been measured so far; ``/metrics`` reads them and the node together.
+        telemetry: Is told of the stop; ``/metrics`` reads its instruments and the node together.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class NodeView:
         transport: Transport,
         bootstrap: Bootstrap,
         compute: Compute,
-        instruments: Instruments,
+        telemetry: Telemetry,
     ) -> None:
         self.config = settings.config
         self._settings = settings
@@ -69,7 +69,8 @@ class NodeView:
         self.transport = transport
         self.bootstrap = bootstrap
         self.compute = compute
-        self._registry = instruments.registry
+        self._events = telemetry.events
+        self._registry = telemetry.instruments.registry
         self._registry.register(NodeGauges(self))
         self._began_s: float = psutil.Process().create_time()
         self.runtime: MeshRuntime | None = None
@@ -194,16 +195,18 @@ class NodeView:
 
     async def train_now(self) -> dict[str, Any]:
         """Look for new task files now."""
+        if not self.config.train.enabled:
+            raise Refused("training is switched off", hint="Leave out --no-train, or set enabled = true in [train].")
         if self.runtime is None:
             raise NotReady(self.reason)
         self.runtime.trainer.look_again()
         return self.training()
 
     def request_shutdown(self) -> None:
-        """Begin to drain; a second request ends the process at once."""
-        if self.stop_requested.is_set():
-            os._exit(ExitCode.INTERRUPTED)
-        self.stop_requested.set()
+        """Begin to drain; asking again changes nothing."""
+        if not self.draining:
+            self.stop_requested.set()
+            self._events.emit("node_stopping")
 
     @property
     def reason(self) -> str:

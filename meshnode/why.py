@@ -175,6 +175,9 @@ def _averaging(status: Status) -> Sequence[Reason]:
     averaging = _part(status, "averaging")
     if averaging.get("enabled") is False:
         return [Reason("averaging", "off", "switched off", "Set enabled = true in [average], and start again.")]
+    if _part(status, "serving").get("enabled") is False:
+        why = "what is not served is not advertised, so no peer knows of the replicas here"
+        return [Reason("averaging", "off", why, "Set enabled = true in [serve], or leave out --no-serve.")]
     if not status.get("mesh"):
         return [Reason("averaging", "none yet", _AWAITS_MESH, _SEE_MESH)]
     if averaging.get("replicated") == 0:

@@ -17,10 +17,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -31,9 +31,10 @@ from meshnode import __version__
 from meshnode.cli.pictures import npy_of
 from meshnode.errors import ExitCode, NodeError
 
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "docs" / "results" / "bench_start.json"
+
 MANY = 16
-STARTS = 5
-RSS_STARTS = 3
 STATUS_CALLS = 5
 ANSWER_S = 10.0
 
@@ -46,6 +47,17 @@ start does; the first, which flatters, is told too."""
 
 GRACE_S = 3.0
 """What a killed daemon had started may live this much longer."""
+
+
+class Effort(NamedTuple):
+    """How often each thing is done."""
+
+    starts: int
+    rss_starts: int
+    kills: int
+
+
+FULL, QUICK = Effort(starts=5, rss_starts=3, kills=20), Effort(starts=2, rss_starts=1, kills=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +100,13 @@ class Bench:
     Args:
         homes: What the nodes run on.
         seed: Of the moments of the kills.
-        kills: How many.
+        effort: How often each thing is done.
     """
 
-    def __init__(self, homes: Homes, *, seed: int, kills: int) -> None:
+    def __init__(self, homes: Homes, *, seed: int, effort: Effort) -> None:
         self._homes = homes
         self._seed = seed
-        self._kills = kills
+        self._effort = effort
 
     def start_over_import_s(self) -> Measured:
         """From the start of the command until the node is ready, less that of `python -c "import torch, hivemind"`."""
@@ -104,8 +116,8 @@ class Bench:
             "with_16_experts": self._homes.hosting(MANY),
         }
         samples: dict[str, list[float]] = {name: [] for name in (*IMPORTS, *homes)}
-        for number in range(STARTS):
-            _say(f"start: round {number + 1} of {STARTS}")
+        for number in range(self._effort.starts):
+            _say(f"start: round {number + 1} of {self._effort.starts}")
             for name, program in IMPORTS.items():
                 samples[name].append(run_python("-c", program))
             for name, home in homes.items():
@@ -126,8 +138,8 @@ class Bench:
     def rss_mb_16_experts_over_1(self) -> Measured:
         """Resident memory of a node's processes: 16 experts' over that of one."""
         samples: dict[int, list[dict[str, float]]] = {1: [], MANY: []}
-        for start, number in itertools.product(range(RSS_STARTS), samples):
-            _say(f"memory: start {start + 1} of {RSS_STARTS} with {number} expert{'s'[: number > 1]}")
+        for start, number in itertools.product(range(self._effort.rss_starts), samples):
+            _say(f"memory: start {start + 1} of {self._effort.rss_starts} with {number} expert{'s'[: number > 1]}")
             with Node(self._homes.hosting(number), self._homes.data) as node:
                 self._settle(node, number)
                 samples[number].append(_resident_mb(node))
@@ -148,8 +160,8 @@ class Bench:
     def orphans_after_sigkill(self) -> Measured:
         """Kills of the daemon, at moments from its first imports to its training, after which anything lived on."""
         home, kills = self._homes.learning(), []
-        for number, moment_s in enumerate(_moments(self._seed, self._kills)):
-            _say(f"kill: {number + 1} of {self._kills}, {moment_s:.1f} s after the start")
+        for number, moment_s in enumerate(_moments(self._seed, self._effort.kills)):
+            _say(f"kill: {number + 1} of {self._effort.kills}, {moment_s:.1f} s after the start")
             with Node(home, self._homes.data) as node:
                 while node.age_s < moment_s:
                     node.look()
@@ -204,50 +216,57 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         end_everything()
     text = json.dumps(document, indent=2)
-    if options.out is not None:
-        options.out.write_text(f"{text}\n", encoding="utf-8")
-    print(text if options.json else _table(document["results"]))
-    return ExitCode.OK if all(result["met"] for result in document["results"]) else ExitCode.CHECK_FAILED
+    if options.write:
+        RESULT.parent.mkdir(parents=True, exist_ok=True)
+        RESULT.write_text(f"{text}\n", encoding="utf-8")
+        _draw(document, RESULT.with_suffix(".png"))
+    print(text if options.json else _table(document))
+    return ExitCode.OK if all(target["met"] for target in document["targets"].values()) else ExitCode.CHECK_FAILED
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the whole document instead of the table")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the document there")
+    parser.add_argument(
+        "--quick", action="store_true", help="the same on less: two starts, five kills; some two minutes"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help=f"also put it into {RESULT.relative_to(ROOT)}, with a plot"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments of the kills (0)")
-    parser.add_argument("--kills", type=int, default=20, metavar="N", help="how often a daemon is killed (20)")
     parser.add_argument(
         "--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS), metavar="NAME", help="these metrics"
     )
     options = parser.parse_args(arguments)
-    if options.kills < 1:
-        parser.error("--kills must be at least 1")
+    if options.write and set(options.only) != set(MEASUREMENTS):
+        parser.error("--write is for all figures: leave out --only")
     return options
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     began_s, load = time.perf_counter(), os.getloadavg()[0]
     measured: dict[str, Any] = {}
-    results: list[dict[str, Any]] = []
+    results: list[Result] = []
     chosen = [name for name in MEASUREMENTS if name in options.only]
     with tempfile.TemporaryDirectory(prefix="meshnode-bench-") as folder:
-        bench = Bench(Homes(Path(folder)), seed=options.seed, kills=options.kills)
+        bench = Bench(Homes(Path(folder)), seed=options.seed, effort=QUICK if options.quick else FULL)
         for name in chosen:
             measure, target = MEASUREMENTS[name]
             outcome = measure(bench)
             measured[name] = _rounded(outcome.raw)
             met = target.is_met(outcome.value)
-            results.append(asdict(Result(name=name, value=_rounded(outcome.value), target=str(target), met=met)))
-    words = ["python scripts/bench_start.py", f"--seed {options.seed}", f"--kills {options.kills}"]
+            results.append(Result(name=name, value=_rounded(outcome.value), target=str(target), met=met))
+    words = ["python scripts/bench_start.py", f"--seed {options.seed}", *(["--quick"] if options.quick else [])]
     words += [f"--only {' '.join(chosen)}"] if len(chosen) < len(MEASUREMENTS) else []
     return {
-        "schema": "meshnode.bench-start/1",
+        "schema": "modulemesh.bench/1",
         "command": " ".join(words),
-        "seed": options.seed,
+        "seeds": [options.seed],
         "machine": _machine(),
-        "version": __version__,
+        "versions": _versions(),
+        "figures": {result.name: result.value for result in results},
+        "targets": {result.name: {"target": result.target, "met": result.met} for result in results},
         "measured": {**measured, "load_before": _rounded(load), "seconds": _rounded(time.perf_counter() - began_s)},
-        "results": results,
     }
 
 
@@ -277,20 +296,53 @@ def _machine() -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)),
         "cpu_model": models[0] if models else platform.machine(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "python": platform.python_version(),
-        "torch": importlib.metadata.version("torch"),
-        "hivemind": importlib.metadata.version("hivemind"),
         "platform": f"{platform.system()} {platform.machine()}",
     }
 
 
-def _table(results: Sequence[Mapping[str, Any]]) -> str:
-    rows = [("metric", "measured", "target", "met")]
+def _versions() -> dict[str, str]:
+    libraries = {name: importlib.metadata.version(name) for name in ("torch", "hivemind")}
+    return {"modulemesh": __version__, "python": platform.python_version(), **libraries}
+
+
+def _table(document: Mapping[str, Any]) -> str:
+    rows = [("figure", "measured", "target", "met")]
     rows += [
-        (result["name"], f"{result['value']:g}", result["target"], "yes" if result["met"] else "NO")
-        for result in results
+        (name, f"{document['figures'][name]:g}", target["target"], "yes" if target["met"] else "NO")
+        for name, target in document["targets"].items()
     ]
     return "\n".join(f"{name:<26} {value:>9} {target:>8}  {met}" for name, value, target, met in rows)
+
+
+def _draw(document: Mapping[str, Any], path: Path) -> None:
+    """Where the time and the memory go: what a start takes, and what each process holds."""
+    import matplotlib as mpl  # noqa: PLC0415 - takes a second, and is for --write only
+
+    mpl.use("Agg")
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    figure, (start, memory) = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+    seconds = document["measured"]["start_over_import_s"]["samples_s"]
+    start.boxplot(
+        list(seconds.values()), orientation="horizontal", tick_labels=[name.replace("_", " ") for name in seconds]
+    )
+    start.set_xlabel("seconds from the start of the process")
+    start.set_title("Until a node is ready, and the imports alone")
+    starts = document["measured"]["rss_mb_16_experts_over_1"]["samples_mb_by_experts"]
+    left_mb = dict.fromkeys(starts, 0.0)
+    for kind in starts["1"][0]:
+        width_mb = {number: median(one[kind] for one in samples) for number, samples in starts.items()}
+        memory.barh(
+            [f"{number} expert{'s'[: number != '1']}" for number in starts],
+            width_mb.values(),
+            left=left_mb.values(),
+            label=kind,
+        )
+        left_mb = {number: left_mb[number] + width_mb[number] for number in starts}
+    memory.set_xlabel("resident memory, MB")
+    memory.set_title("What its processes hold")
+    memory.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)
+    figure.savefig(path, dpi=110)
 
 
 def _rounded(value: Any) -> Any:

@@ -70,11 +70,10 @@ def _globals(  # noqa: PLR0913  # a parameter an option
     context: typer.Context,
     *,
     home: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             envvar="MESHNODE_HOME",
             metavar="DIR",
-            file_okay=False,
             help="The node's folder; the platform's data folder if not given.",
         ),
     ] = None,
@@ -93,11 +92,22 @@ def _globals(  # noqa: PLR0913  # a parameter an option
     del no_color  # in the environment by now, for rich and for processes started from here
     verbosity = int(verbose) - int(quiet)
     context.obj = Session(
-        home=Home(home.expanduser()) if home is not None else default_home(),
+        home=_home(home),
         api_url=api,
         output=Output(as_json=as_json, verbosity=verbosity),
         log_format=log_format,
     )
+
+
+def _home(folder: str | None) -> Home:
+    if folder is None:
+        return default_home()
+    if not folder:  # a variable that is not set; the current folder is certainly not meant
+        raise typer.BadParameter("the name of the node's folder is empty", param_hint="--home")
+    home = Home(Path(folder).expanduser())
+    if home.path.exists() and not home.path.is_dir():
+        raise typer.BadParameter(f"{folder} is a file, and the node's folder is wanted", param_hint="--home")
+    return home
 
 
 def run_line(argv: Sequence[str]) -> int:

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import Any, Self
 from urllib.parse import urlencode, urlsplit
 
+from meshnode.doctor.holder import find_holder
 from meshnode.errors import DaemonNotRunning, ExitCode, NodeError, Refused, Timeout, exit_code_for
 from meshnode.home import Home
 
-__all__ = ["ApiClient", "ApiFailure", "is_alive"]
+__all__ = ["ApiClient", "ApiFailure"]
 
 _ANSWER_S = 5.0
 """The daemon answers reads from memory; silence for longer means that its loop stands still."""
@@ -122,13 +123,21 @@ class ApiClient:
 
 def _running_url(home: Home) -> str:
     note = home.read_daemon_note()
-    if note is None or not is_alive(note.pid):
-        raise DaemonNotRunning(home.path)
+    if note is None or not _is_alive(note.pid):
+        raise DaemonNotRunning(home.path, holder=_holder(home))
     return note.url
 
 
-def is_alive(pid: int) -> bool:
-    """Whether there is a process of this number, whoever's it is."""
+def _holder(home: Home) -> str | None:
+    """Who holds the home although nobody has said where to ask, as far as this user may know."""
+    try:
+        holder = find_holder(home)
+    except OSError:
+        return None
+    return None if holder is None else str(holder)
+
+
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,16 +1,24 @@
 """``meshnode run``: the daemon, in the foreground."""
 
+import os
+import signal
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
 from meshnode.cli.init import write_starter_config
 from meshnode.cli.session import Session
+from meshnode.errors import ExitCode
 
 __all__ = ["run"]
 
 _LOG_LEVELS = {-1: "warning", 1: "debug"}
+
+
+def _end_at_once(_number: int, _frame: FrameType | None) -> NoReturn:
+    os._exit(ExitCode.INTERRUPTED)
 
 
 def run(  # noqa: PLR0913  # a parameter an option
@@ -61,6 +69,9 @@ def run(  # noqa: PLR0913  # a parameter an option
 
     settings = load_settings(session.home, given)
     write_starter_config(session.home)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Until the node is up there is nothing to drain, and imports do not stand being interrupted.
+        signal.signal(number, _end_at_once)
     from meshnode.node import run_node  # noqa: PLC0415  # with torch and hivemind, once the settings are known good
 
     raise typer.Exit(run_node(session.home, settings, as_json=session.output.as_json))

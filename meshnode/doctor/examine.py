@@ -51,17 +51,17 @@ def examine(home: Home, ask: Ask, *, fix: bool) -> tuple[Finding, ...]:
 
 def run_check(name: str, check: Check, subject: Subject, *, fix: bool) -> Sequence[Finding]:
     """The findings of one check; after mending, what was mended and then what the check finds now."""
-    findings = _checked(name, check, subject)
-    curable = [finding for finding in findings if finding.remedy is not None] if fix else []
-    if not curable:
-        return findings
-    failed = {finding.message: error for finding in curable if (error := _mending_error(finding)) is not None}
-    left = [
-        replace(finding, hint=failed.get(finding.message, finding.hint)) for finding in _checked(name, check, subject)
-    ]
-    # What is still found was not mended, whatever its remedy believes.
-    still = {finding.message for finding in left}
-    return [*(_mended(finding) for finding in curable if finding.message not in still), *left]
+    findings = list(_checked(name, check, subject))
+    mended: list[Finding] = []
+    failed: dict[str, str | None] = {}
+    # Again and again: a folder that was closed hides what is wrong with what lies in it.
+    while fix and (curable := [one for one in findings if one.remedy is not None and one.message not in failed]):
+        failed |= {one.message: _mending_error(one) for one in curable}
+        findings = list(_checked(name, check, subject))
+        # What is still found was not mended, whatever its remedy believes.
+        still = {one.message for one in findings}
+        mended += [_mended(one) for one in curable if one.message not in still]
+    return [*mended, *(replace(one, hint=failed.get(one.message) or one.hint) for one in findings)]
 
 
 def _mending_error(finding: Finding) -> str | None:

@@ -26,6 +26,9 @@ def check_files(subject: Subject) -> Sequence[Finding]:
         return [_note(f"there is no folder {home.path} yet", "`meshnode init` makes it, and so does `meshnode run`.")]
     if not home.path.is_dir():
         return [_problem(f"{home.path} is no folder", "Move it away, or give another folder with --home.")]
+    if not _is_home(home):
+        # Nothing of it may be changed: as root, the mode of /tmp would be.
+        return [_problem(f"{home.path} is not a node's folder: it holds other things", "Give another one with --home.")]
     if findings := _access(home.path, FOLDER_MODE):
         return findings  # what lies inside cannot be judged before
     findings = [
@@ -35,6 +38,16 @@ def check_files(subject: Subject) -> Sequence[Finding]:
         *(_key_access(home.api_key) or _api_key(home)),
     ]
     return findings or [Finding("files", "ok", f"{home.path} and its keys are their user's alone")]
+
+
+def _is_home(home: Home) -> bool:
+    """Whether something in the folder is a node's, or nothing is in it at all."""
+    try:
+        names = {path.name for path in home.path.iterdir()}
+    except PermissionError:
+        return home.path.stat().st_uid == os.geteuid()  # closed to its own user, which is for the mode to mend
+    own = {path.name for path in (home.config_toml, home.identity_key, home.api_key, home.lock, home.state)}
+    return not names or bool(names & own)
 
 
 def _access(path: Path, mode: int) -> list[Finding]:

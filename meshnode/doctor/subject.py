@@ -33,17 +33,16 @@ class Subject:
 
     @classmethod
     def take_in(cls, home: Home, ask: Ask) -> Self:
-        """Load the settings, see who holds the home and, only if somebody does, ask.
-
-        Raises:
-            OSError: The lock file cannot be opened.
-        """
+        """Load the settings, see who holds the home and, only if somebody does, ask."""
         config = config_error = status = silence = None
         try:
             config = load_config(home)
         except ConfigInvalid as exc:
             config_error = exc
-        holder = find_holder(home)
+        try:
+            holder = find_holder(home)
+        except OSError:  # another user's: the check of files says so
+            holder = None
         if holder is not None:
             try:
                 status = ask()

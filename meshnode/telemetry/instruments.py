@@ -39,7 +39,7 @@ class Instruments:
         self.inference_requests = Counter(
             "modulemesh_inference_requests_total",
             "Inference requests by role (client: asked here; server: an expert here asked by a peer) and result"
-            " (ok, or the error's code).",
+            " (ok, the error's code, cancelled, or failure for one without a code).",
             ["role", "result"],
             registry=self.registry,
         )

@@ -57,10 +57,19 @@ class TrainerProcess:
         return self._process.pid
 
     async def send(self, message: ToTrainer) -> None:
-        """Messages are queued in the order of the calls, before anything is awaited."""
+        """Messages are queued in the order of the calls, before anything is awaited.
+
+        Nothing happens if the worker has ended; `receive` and `wait_ended` report that.
+        """
+        if self._stdin.is_closing():
+            return
         self._stdin.write(pack(message))
-        with suppress(ConnectionError):  # its end is reported by `receive`
+        with suppress(ConnectionError):
             await self._stdin.drain()
+
+    async def wait_ended(self) -> TrainerDied:
+        """How the worker ended, once it has."""
+        return TrainerDied(await self._process.wait())
 
     async def receive(self) -> FromTrainer:
         """The worker's next message.

@@ -65,9 +65,9 @@ class TrainerState:
     """What the trainer is doing, for people."""
 
     state: str = "starting"
-    """starting, idle, learning or restarting."""
+    """starting, idle, learning, waiting (for a peer's weights) or restarting."""
     reason: str | None = None
-    """Why it is idle or restarting; None while it works."""
+    """Why it is idle, waiting or restarting; None while it works."""
     task: str | None = None
     stage: str | None = None
     done: int = 0
@@ -188,9 +188,25 @@ class Trainer:
             task = await self._next_task(process)
             if task is None:
                 self.status.state, self.status.task, self.status.stage = "idle", None, None
-                await self._look_again.wait()
+                await self._idle(process)
             else:
                 await self._learn(process, task)
+
+    async def _idle(self, process: TrainerProcess) -> None:
+        """Wait until there may be something to learn.
+
+        Raises:
+            TrainerDied: The worker has ended meanwhile.
+        """
+        look = asyncio.create_task(self._look_again.wait(), name="look again")
+        death = asyncio.create_task(process.wait_ended(), name="trainer ended")
+        try:
+            await asyncio.wait([look, death], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            look.cancel()
+            death.cancel()
+        if death.done() and not death.cancelled():
+            raise death.result()
 
     async def _next_task(self, process: TrainerProcess) -> TaskFile | None:
         await process.send(Scan())
@@ -230,6 +246,8 @@ class Trainer:
                 wait_s=RETRY_S,
                 reason=str(failure),
             )
+            self.status.state, self.status.stage = "waiting", None
+            self.status.reason = f"a replica that the task updates could not be pulled: {failure}"
             await asyncio.sleep(RETRY_S)
             return
         except (RefusedInput, ExpertsError) as failure:

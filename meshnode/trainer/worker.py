@@ -148,6 +148,10 @@ class _Worker:
         tasks: list[TaskFile] = []
         unreadable: dict[str, str] = {}
         for path in sorted(self._data.glob("*.npz")) if self._data else []:
+            if not path.stem.isprintable():  # nor is a name that is not UTF-8, which no message could carry
+                shown = path.stem.encode("ascii", "backslashreplace").decode()
+                unreadable[shown] = "a task's name must be printable text"
+                continue
             if len(path.stem) > MAX_NAME_CHARS:  # no contribution could carry it
                 unreadable[path.stem] = f"a task's name has at most {MAX_NAME_CHARS} characters"
                 continue

@@ -24,7 +24,7 @@ from hivemind.utils.logging import use_hivemind_log_handler
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.timed_storage import get_dht_time
 
-from meshnode.errors import NodeError, PortInUse
+from meshnode.errors import ConfigInvalid, NodeError, PortInUse
 from meshnode.telemetry.instruments import Instruments
 from meshnode.transport.allreduce import AllReduce
 from meshnode.transport.guard import SignedRecordsOnly
@@ -110,6 +110,7 @@ class HivemindTransport:
 
         Raises:
             PortInUse: Something listens there already.
+            ConfigInvalid: This machine has no such address, or may not listen there.
             TransportFailed: p2pd did not start: the identity is unreadable, for instance.
         """
         host_kind = "ip6" if ":" in config.listen_host else "ip4"
@@ -174,14 +175,15 @@ class HivemindTransport:
         try:
             async with asyncio.timeout(2 * DHT_TIMEOUT_S):
                 await self._p2p._client.connect(peer_id, [Multiaddr(peer.multiaddr.rpartition("/p2p/")[0])])
+        except TimeoutError as exc:  # an OSError, so before those
+            raise PeerUnreachable(peer.peer_id, reason="no answer to the connection attempt") from exc
         except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as exc:
             reason = _short(exc)
             # libp2p does not dial again at once, and then says only that; the cause is that of the last real attempt.
             if not reason.endswith("dial backoff"):
                 self._dial_failures[peer.peer_id] = reason
             raise PeerUnreachable(peer.peer_id, reason=self._dial_failures.get(peer.peer_id, reason)) from exc
-        except TimeoutError as exc:
-            raise PeerUnreachable(peer.peer_id, reason="no answer to the connection attempt") from exc
+        self._dial_failures.pop(peer.peer_id, None)
         if await self._dht.protocol.call_ping(peer_id) is None:
             raise PeerUnreachable(peer.peer_id, reason="it answers, but not as a node of this DHT")
         # Learn of the nodes nearest to us, and let them learn of us.
@@ -299,6 +301,7 @@ def _require_free(host: str, port: int) -> None:
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE:
                 raise PortInUse(host, port) from exc
+            raise ConfigInvalid(f"cannot listen on {host}:{port}: {exc.strerror}", hint="Change net.listen.") from exc
 
 
 @contextmanager

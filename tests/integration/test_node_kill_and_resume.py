@@ -130,6 +130,12 @@ def test_a_killed_trainer_is_started_again_and_the_node_answers_meanwhile(daemon
     eventually(again, within_s=15, what="another trainer")
     node.wait_for(lambda node: _generation(node) > generation + 1, "it learns again")
     node.wait_for(lambda node: node.status()["training"]["learned"] == ["task0"], "the task learned", within_s=60)
+
+    # With nothing to learn its end is noticed as well.
+    node.wait_for(lambda node: node.status()["training"]["state"] == "idle", "it waits for tasks")
+    node.children()["trainer"].kill()
+    node.wait_for(lambda node: node.status()["training"]["restarts"] == 2, "its end noticed")
+    node.wait_for(lambda node: node.status()["training"]["state"] == "idle", "it waits for tasks again")
     assert node.terminate() == 0
     assert "the trainer process ended by itself (exit status -9)" in node.stderr
     assert "Traceback" not in node.stderr

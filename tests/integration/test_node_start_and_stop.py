@@ -4,13 +4,26 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_process import meshnode
-from integration_nodes import FAST, Daemon, Daemons, complaints, digits_test, found, is_running, save_shard, shards
+from integration_nodes import (
+    FAST,
+    Daemon,
+    Daemons,
+    complaints,
+    digits_test,
+    eventually,
+    found,
+    is_running,
+    save_shard,
+    shards,
+)
 
 from meshnode.identity import load_or_create_identity
 
@@ -94,6 +107,42 @@ def test_a_dead_bootstrap_address_is_a_warning_with_its_cause_and_a_retry(daemon
     assert node.terminate() == 0
     assert "Traceback" not in node.stderr
     assert "hivemind" not in node.stderr
+
+
+def test_the_end_of_its_terminal_stops_a_node_in_good_order_and_the_log_says_so(daemons: Daemons) -> None:
+    node = daemons.make("ann").launch()
+    eventually(node.home.read_daemon_note, within_s=40, what="the node up")
+    assert node.process is not None
+    node.process.send_signal(signal.SIGHUP)
+    assert node.process.wait(20) == 0
+    assert node.home.read_daemon_note() is None
+    events = [json.loads(line)["event"] for line in node.stderr.splitlines()]
+    assert events == ["node ready", "node stopping", "node stopped"]
+
+
+def test_stop_returns_once_the_node_has_stopped_and_asking_twice_hastens_nothing(daemons: Daemons) -> None:
+    node = daemons.make("ann").launch()
+    eventually(node.home.read_daemon_note, within_s=40, what="the node up")
+    stopping = [
+        subprocess.Popen(
+            [sys.executable, "-m", "meshnode", "--json", "--home", str(node.home.path), "stop"], stdout=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
+    ended = [(json.loads(process.communicate(timeout=30)[0]), process.returncode) for process in stopping]
+    assert any(document.get("stopped") and code == 0 for document, code in ended), ended
+    assert all(code in {0, 4} for _, code in ended), "the other may have come too late to find a daemon"
+    assert node.process is not None
+    assert node.process.wait(10) == 0
+    assert node.home.read_daemon_note() is None
+
+
+def test_a_home_of_one_mesh_is_not_run_for_another(daemons: Daemons, tmp_path: Path) -> None:
+    node = _founded(daemons, tmp_path, env={"MESHNODE_MESH__ID": "ab" * 32}).launch()
+    assert node.process is not None
+    assert node.process.wait(40) == 7
+    failure = json.loads(complaints(node.stderr)[0])
+    assert (failure["level"], failure["code"]) == ("critical", "mesh_mismatch")
 
 
 def test_ctrl_c_in_a_terminal_is_for_the_daemon_alone(daemons: Daemons, tmp_path: Path) -> None:

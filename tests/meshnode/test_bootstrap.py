@@ -88,6 +88,25 @@ async def test_a_dead_address_is_one_warning_then_retried_until_it_answers(caplo
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
+async def test_it_is_known_when_every_address_has_been_tried_once_and_how_each_stands() -> None:
+    network = memory_network()
+    network.join(A)
+    bootstrap = Bootstrap(network.join(ME), [address(A), address(B)])
+    assert [state.state for state in bootstrap.states] == ["connecting", "connecting"]
+    assert not bootstrap.tried.is_set()
+    async with running(bootstrap), asyncio.timeout(5):
+        await bootstrap.tried.wait()
+        assert [state.state for state in bootstrap.states] == ["connected", "retrying"]
+        while bootstrap.num_connected != 1:
+            await asyncio.sleep(0.001)
+
+
+async def test_without_any_address_there_is_nothing_to_wait_for() -> None:
+    bootstrap = Bootstrap(memory_network().join(ME), [])
+    async with running(bootstrap), asyncio.timeout(5):
+        await bootstrap.tried.wait()
+
+
 async def test_the_pauses_between_attempts_grow() -> None:
     transport = CountingTransport(memory_network().join(ME))
     async with running(Bootstrap(transport, [address(A)])):  # type: ignore[arg-type]

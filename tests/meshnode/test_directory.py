@@ -7,6 +7,7 @@ import pytest
 from mesh_in_memory import MESH, key_of, memory_network
 
 from meshnode.directory import FAILURE_MEMORY_S, Directory
+from meshnode.telemetry import Telemetry
 from meshnode.transport.memory import MemoryNetwork
 from protocol.codec import encode
 from protocol.errors import RecordRefusal, RecordRefused
@@ -100,6 +101,41 @@ async def test_a_peer_is_gone_when_its_lease_ends_or_it_says_that_it_leaves() ->
     await publish(network, B, record(B, network, advert(FIRST, "0"), leaving=True))
     await directory.refresh()
     assert directory.records() == ()
+    assert not directory.experts()
+
+
+async def test_peers_that_come_and_go_are_told_of_and_the_node_itself_is_not() -> None:
+    network, heard = memory_network(), list[tuple[str, object]]()
+    telemetry = Telemetry()
+    telemetry.events.listen(lambda event: heard.append((event.kind, event.facts["name"])))
+    transport = network.join(C.peer_id)
+    directory = Directory(transport, MESH.mesh_id, refresh_s=60.0, genuine=lambda advert: True, telemetry=telemetry)
+    await publish(network, A, record(A, network, ttl_s=10))
+    await publish(network, C, record(C, network))
+    await directory.refresh()
+    await directory.refresh()
+    assert heard == [("peer_joined", "a")]
+    network.now_s += 10
+    await directory.refresh()
+    assert heard == [("peer_joined", "a"), ("peer_left", "a")]
+
+
+async def test_adverts_are_judged_once_and_again_when_a_record_changes() -> None:
+    network, judged = memory_network(), list[ExpertAdvert]()
+
+    def genuine(advert: ExpertAdvert) -> bool:
+        judged.append(advert)
+        return advert.generation != 2
+
+    transport = network.join(key_of("reader").peer_id)
+    directory = Directory(transport, MESH.mesh_id, refresh_s=60.0, genuine=genuine)
+    await publish(network, A, record(A, network, advert(FIRST, "0")))
+    await directory.refresh()
+    assert list(directory.experts()) == list(directory.experts()) == [FIRST]
+    assert len(judged) == 1
+    network.now_s += 1
+    await publish(network, A, record(A, network, advert(FIRST, "0", generation=2)))
+    await directory.refresh()
     assert not directory.experts()
 
 

@@ -53,6 +53,29 @@ def test_a_wrong_mode_is_a_problem_until_it_is_fixed(home: Home, name: str, mode
     assert mode_of(path) == mended
 
 
+def test_a_folder_that_is_no_nodes_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir(mode=0o755)
+    (tmp_path / "pictures" / "family.jpg").touch()
+    foreign = Home(tmp_path / "pictures")
+    ((outcome, message),) = outcomes(check_files, about(foreign), fix=True)
+    assert outcome == "problem"
+    assert "not a node's folder" in message
+    assert mode_of(foreign.path) == 0o755
+
+
+def test_an_empty_folder_may_become_a_home(tmp_path: Path) -> None:
+    empty = Home(tmp_path / "empty")
+    empty.path.mkdir(mode=0o755)
+    assert "fixed" in [outcome for outcome, _ in outcomes(check_files, about(empty), fix=True)]
+    assert mode_of(empty.path) == 0o700
+
+
+def test_one_fix_mends_what_the_first_mending_brings_to_light(home: Home) -> None:
+    home.identity_key.chmod(0o644)
+    home.path.chmod(0o755)
+    assert [outcome for outcome, _ in outcomes(check_files, about(home), fix=True)] == ["fixed", "fixed", "ok"]
+
+
 def test_a_key_that_only_its_user_can_read_is_well(home: Home) -> None:
     home.identity_key.chmod(0o400)
     assert [outcome for outcome, _ in outcomes(check_files, about(home))] == ["ok"]

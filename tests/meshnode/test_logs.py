@@ -55,6 +55,11 @@ def test_people_see_digests_shortened_and_programs_whole() -> None:
     }
 
 
+def test_a_digest_in_colour_is_shortened_too() -> None:
+    program = "from meshnode.logs import _shorten; print(_shorten(None, '', '\\x1b[35m' + 64 * 'a' + '\\x1b[0m'))"
+    assert python(program).out == "\x1b[35m" + 12 * "a" + "\x1b[0m\n"
+
+
 def test_a_trace_is_a_field_of_its_line() -> None:
     bug = entries()[-1]
     assert (bug["event"], bug["level"]) == ("a bug", "error")
@@ -96,6 +101,41 @@ def test_no_line_holds_a_secret_whoever_wrote_it(form: str) -> None:
     ended = run("debug", form)
     assert "hunter2" not in ended.err
     assert ended.err.count("[secret]") >= 4
+
+
+SECRETS = ['quo"te', "back\\slash", "pässword", "plain-one"]
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+@pytest.mark.parametrize("secret", SECRETS)
+def test_a_secret_is_masked_however_it_is_escaped(form: str, secret: str) -> None:
+    program = """
+import sys
+from meshnode.logs import configure_logs, get_logger, keep_secret
+configure_logs("info", sys.argv[1])
+keep_secret(sys.argv[2])
+log = get_logger("meshnode.test")
+log.info("said", plain=sys.argv[2], inside=[f"a {sys.argv[2]} b"], text=f"it's {sys.argv[2]}")
+"""
+    ended = python(program, form, secret)
+    assert ended.code == 0, ended.err
+    assert ended.err.count("[secret]") == 3
+    assert secret not in ended.err
+
+
+def test_what_a_trace_holds_cannot_steer_the_terminal() -> None:
+    program = """
+from meshnode.logs import configure_logs, get_logger
+configure_logs("info", "text")
+try:
+    raise ValueError("\\x1b[2J")
+except ValueError:
+    get_logger("meshnode.test").exception("a bug")
+"""
+    ended = python(program)
+    assert "ValueError" in ended.err
+    assert "\x1b" not in ended.err
+    assert len(ended.err.splitlines()) > 3
 
 
 def test_what_a_peer_says_cannot_steer_the_terminal() -> None:

@@ -147,7 +147,8 @@ def test_every_cause_of_an_abandoned_round_that_is_counted_has_a_meaning() -> No
 
 
 def test_serving_needs_to_be_on_and_something_to_serve() -> None:
-    assert only(status(serving={"enabled": False})).state == "off"
+    off = reasons(status(serving={"enabled": False}))
+    assert [reason.state for reason in off if reason.topic == "serving"] == ["off"]
     assert only(status(experts={"local": 0, "mesh": 3})).why == "no expert is hosted here"
 
 
@@ -168,6 +169,12 @@ def test_listening_on_loopback_keeps_other_machines_out() -> None:
     reason = only(status(listen={"host": "127.0.0.1", "loopback": True}))
     assert reason.topic == "reach"
     assert "--listen 0.0.0.0" in (reason.change or "")
+
+
+def test_a_node_that_serves_nothing_does_not_average_either_and_is_told_why() -> None:
+    off = reasons(status(serving={"enabled": False, "queue": 0}))
+    assert {reason.topic for reason in off} == {"averaging", "serving"}
+    assert all("[serve]" in (reason.change or "") for reason in off)
 
 
 def test_a_broker_that_is_away_is_told_with_its_error() -> None:

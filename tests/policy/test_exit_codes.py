@@ -63,8 +63,17 @@ def test_1_failure(home: Home) -> None:
     assert ended.document["error"]["hint"]
 
 
-def test_2_usage() -> None:
-    ends(meshnode("--json", "run", "--port", "many"), ExitCode.USAGE, "usage")
+@pytest.mark.parametrize(
+    "line", [("run", "--port", "many"), ("--home", "", "status"), ("--home", __file__, "status"), ("dance",)]
+)
+def test_2_usage(line: tuple[str, ...]) -> None:
+    ends(meshnode("--json", *line), ExitCode.USAGE, "usage")
+
+
+def test_3_bad_config_of_an_address_that_is_not_this_machines(home: Home) -> None:
+    run = ("--json", "--home", home.path, "run", "--listen", "192.0.2.1")
+    ended = ends(meshnode(*run), ExitCode.CONFIG_INVALID, "config_invalid")
+    assert "192.0.2.1" in ended.document["error"]["message"]
 
 
 def test_3_bad_config(home: Home) -> None:
@@ -75,6 +84,10 @@ def test_3_bad_config(home: Home) -> None:
 
 def test_4_daemon_not_running(home: Home) -> None:
     ends(meshnode("--json", "--home", home.path, "status"), ExitCode.DAEMON_NOT_RUNNING, "daemon_not_running")
+    with DaemonLock(home):  # up, but it has not told where it answers
+        held = meshnode("--json", "--home", home.path, "status")
+    ends(held, ExitCode.DAEMON_NOT_RUNNING, "daemon_not_running")
+    assert f"process {os.getpid()}" in held.document["error"]["message"]
 
 
 def test_5_already_running(home: Home) -> None:
@@ -123,6 +136,19 @@ def test_11_a_required_resource_is_absent(home: Home) -> None:
 def test_12_identity_unusable(home: Home) -> None:
     home.identity_key.write_bytes(b"no key")
     ends(meshnode("--json", "--home", home.path, "run"), ExitCode.IDENTITY_UNUSABLE, "identity_unusable")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_130_interrupted_before_it_was_up(home: Home, number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "meshnode", "--home", str(home.path), "run"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # While torch is imported: a traceback out of the midst of it would help nobody.
+    while "torch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+    ends(Ended(process.returncode, out.decode(), err.decode()), ExitCode.INTERRUPTED)
+    assert (out, err) == (b"", b"")
 
 
 def test_130_interrupted(silent: Home) -> None:
