@@ -275,11 +275,11 @@ class MqttSection(_Section):
     """Connect to the broker. One that is away costs nothing: it is tried again, and what it misses is counted."""
     url: Annotated[str, AfterValidator(_broker_url)] = "mqtt://127.0.0.1:1883"
     """``mqtt://HOST[:PORT]``, or ``mqtts://`` for TLS with the machine's certificate authorities."""
-    user: str | None = Field(default=None, min_length=1, max_length=255)
+    user: str | None = None
     """Name to log in with; unless set, none is sent."""
     password_file: LocalPath | None = None
     """File whose first line is the password; nobody but its owner may be able to read it."""
-    prefix: Annotated[str, Field(max_length=255), AfterValidator(_topic_prefix)] = "modulemesh"
+    prefix: Annotated[str, AfterValidator(_topic_prefix)] = "modulemesh"
     """First part of every topic."""
     version: Literal["3.1.1", "5"] = "3.1.1"
     """Of the MQTT protocol."""

@@ -1,5 +1,7 @@
 """Gates: softmax, then mask; deterministic ties; classes and experts that nobody knows."""
 
+from itertools import pairwise
+
 import equations
 import numpy as np
 import pytest
@@ -23,6 +25,9 @@ def test_gates_follow_the_equation(experts: dict[str, list[str]], top_k: int, ta
     assert gates.uids == tuple(sorted(experts))
     for row, got in zip(scores.tolist(), gates.weights_BE.tolist(), strict=True):
         named = dict(zip(CLASSES, row, strict=True))
+        logits = sorted(equations.gate_logits(named, experts).values(), reverse=True)
+        if any(0 < higher - lower < 1e-5 for higher, lower in pairwise(logits)):
+            continue  # which of the two is the higher one, float32 cannot tell; exact ties are told by uid
         wanted = equations.gate_weights(named, experts, tau=tau, top_k=top_k)
         np.testing.assert_allclose(got, [wanted[uid] for uid in gates.uids], rtol=1e-4, atol=1e-7)
 
