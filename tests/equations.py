@@ -138,19 +138,21 @@ def class_scores(weights: Matrix, features: Vector, kappa: float) -> Vector:
     return [kappa * sum(p * row[c] for p, row in zip(psi, weights, strict=True)) for c in range(len(weights[0]))]
 
 
-def gate_weights(
-    scores: Mapping[str, float], experts: Mapping[str, Sequence[str]], *, tau: float, top_k: int
-) -> dict[str, float]:
-    """g_i = softmax(f_R / tau)_i 1(i in top-k), f_R_i = log sum over c in C_i of exp(s_c); ties by uid.
-
-    Experts none of whose classes has a score get 0.
-    """
-    logits = {
+def gate_logits(scores: Mapping[str, float], experts: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """f_R_i = log sum over c in C_i of exp(s_c); of experts none of whose classes has a score, nothing."""
+    return {
         # In one order: experts of the same classes tie exactly, and a sum in another order may differ in its last bit.
         uid: log(sum(exp(scores[name]) for name in sorted(classes) if name in scores))
         for uid, classes in experts.items()
         if any(name in scores for name in classes)
     }
+
+
+def gate_weights(
+    scores: Mapping[str, float], experts: Mapping[str, Sequence[str]], *, tau: float, top_k: int
+) -> dict[str, float]:
+    """g_i = softmax(f_R / tau)_i 1(i in top-k); ties by uid. Experts none of whose classes has a score get 0."""
+    logits = gate_logits(scores, experts)
     total = sum(exp(logit / tau) for logit in logits.values())
     chosen = sorted(logits, key=lambda uid: (-logits[uid], uid))[:top_k]
     return {uid: exp(logits[uid] / tau) / total if uid in chosen else 0.0 for uid in experts}
@@ -187,3 +189,136 @@ def forgetting(matrix: Matrix) -> float:
 def retention(matrix: Matrix) -> Vector:
     """a[T][i] / a[i][i] for i < T."""
     return [matrix[-1][i] / matrix[i][i] for i in range(len(matrix) - 1)]
+
+
+# Architectures of experts
+
+
+def relu(values: Vector) -> Vector:
+    """max(0, x)."""
+    return [max(0.0, value) for value in values]
+
+
+def map_of(features: Vector, channels: int, height: int, width: int) -> list[Matrix]:
+    """X[k][y][x] = h at ((k height) + y) width + x: channel by channel, row by row."""
+    return [
+        [[features[(k * height + y) * width + x] for x in range(width)] for y in range(height)] for k in range(channels)
+    ]
+
+
+def convolved(filters: Sequence[Sequence[Matrix]], bias: Vector, image: Sequence[Matrix]) -> list[Matrix]:
+    """r[f][y][x] = b_f + sum over k, i, j of F[f][k][i][j] X[k][y + i - 1][x + j - 1], X = 0 outside; F is 3 x 3."""
+    height, width = len(image[0]), len(image[0][0])
+    responses = [[[b for _ in range(width)] for _ in range(height)] for b in bias]
+    for f, kernels in enumerate(filters):
+        for k, kernel in enumerate(kernels):
+            for y in range(height):
+                for x in range(width):
+                    for i in range(3):
+                        for j in range(3):
+                            if 0 <= y + i - 1 < height and 0 <= x + j - 1 < width:
+                                responses[f][y][x] += kernel[i][j] * image[k][y + i - 1][x + j - 1]
+    return responses
+
+
+def mean_response(response: Matrix) -> float:
+    """1/(H W) sum over positions of relu(r)."""
+    positive = [value for row in response for value in relu(row)]
+    return sum(positive) / len(positive)
+
+
+def adapted(down: Matrix, bias: Vector, up: Matrix, inputs: Vector) -> Vector:
+    """z + P relu(V z + a)."""
+    correction = linear(up, [0.0] * len(inputs), relu(linear(down, bias, inputs)))
+    return [z + c for z, c in zip(inputs, correction, strict=True)]
+
+
+# Specialization
+
+
+def gate_mass(gates: Sequence[Mapping[str, float]], labels: Sequence[str]) -> dict[tuple[str, str], float]:
+    """m_ci: the gate weights that the rows of class c give to expert i, summed, by (class, expert)."""
+    mass: dict[tuple[str, str], float] = {}
+    for row, label in zip(gates, labels, strict=True):
+        for uid, weight in row.items():
+            mass[label, uid] = mass.get((label, uid), 0.0) + weight
+    return mass
+
+
+def specialization_entropy(mass: Mapping[tuple[str, str], float], expert: str) -> float | None:
+    """S(E_i) = -sum_c p(c|E_i) log p(c|E_i), p(c|E_i) = m_ci / sum_c m_ci; None without mass."""
+    own = [value for (_, uid), value in mass.items() if uid == expert]
+    if sum(own) == 0:
+        return None
+    return -sum(value / sum(own) * log(value / sum(own)) for value in own if value > 0)
+
+
+def usage_share(mass: Mapping[tuple[str, str], float], expert: str) -> float:
+    """pi_i = sum_c m_ci / sum_ci m_ci."""
+    return sum(value for (_, uid), value in mass.items() if uid == expert) / sum(mass.values())
+
+
+def mutual_information(mass: Mapping[tuple[str, str], float]) -> float:
+    """I(E;C) = sum_ci q_ci log(q_ci / (q_c q_i)) with q = m / sum m."""
+    total = sum(mass.values())
+    information = 0.0
+    for (name, uid), value in mass.items():
+        if value > 0:
+            of_class = sum(other for (c, _), other in mass.items() if c == name) / total
+            of_expert = sum(other for (_, i), other in mass.items() if i == uid) / total
+            information += value / total * log(value / total / (of_class * of_expert))
+    return information
+
+
+def specialization_loss(
+    mass: Mapping[tuple[str, str], float],
+    experts: Sequence[str],
+    *,
+    weighted: bool,
+    lambda_s: float,
+    lambda_b: float,
+) -> float:
+    """lambda (N sum_i pi_i S(E_i), or sum_i S(E_i)) + lambda_b N sum_i pi_i log pi_i; S = 0 without mass."""
+    loss = 0.0
+    for uid in experts:
+        share, entropy = usage_share(mass, uid), specialization_entropy(mass, uid) or 0.0
+        loss += lambda_s * (len(experts) * share * entropy if weighted else entropy)
+        loss += lambda_b * len(experts) * share * log(share) if share > 0 else 0.0
+    return loss
+
+
+# Distillation over rows of several kinds
+
+
+def distillation_over_rows(
+    student: Matrix,
+    teachers: Sequence[Sequence[Sequence[float | None]]],
+    weights: Vector,
+    labels: Sequence[int | None],
+    *,
+    alpha: float,
+    temperature: float,
+) -> float:
+    """1/B sum_b l_b: alpha CE + (1 - alpha) T^2 KL with label and teacher, the one term with one, 0 with neither.
+
+    teachers[j][b][c] is teacher j's logit, None for a class it does not know. KL_b = sum_j w_jb KL(p_j || p_student),
+    both over the classes that j knows, w_jb convex over the teachers that know two or more.
+    """
+    total = 0.0
+    for b, row in enumerate(student):
+        label = labels[b]
+        taught = any(logit is not None for teacher in teachers for logit in teacher[b])
+        heard = [j for j, teacher in enumerate(teachers) if sum(logit is not None for logit in teacher[b]) >= 2]
+        kl = 0.0
+        for j in heard:
+            known = {c: logit for c, logit in enumerate(teachers[j][b]) if logit is not None}
+            p_teacher = softmax(list(known.values()), temperature)
+            p_student = softmax([row[c] for c in known], temperature)
+            kl += weights[j] / sum(weights[i] for i in heard) * kl_divergence(p_teacher, p_student)
+        if label is None:
+            total += temperature**2 * kl
+        elif taught:
+            total += alpha * cross_entropy([row], [label]) + (1 - alpha) * temperature**2 * kl
+        else:
+            total += cross_entropy([row], [label])
+    return total / len(student)
