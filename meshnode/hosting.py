@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from experts.architectures.base import Architecture, probabilities
+from experts.architectures.registry import architecture_from_config
 from experts.checkpoint import flat_parameters, load_flat, load_weights, weights_to_bytes
-from experts.modules import Architecture, architecture_from_config, probabilities
 from meshnode.compute import Compute
 from meshnode.state.state import State
 from protocol.errors import UnknownExpert

@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from experts.architectures.mlp import MlpArchitecture
 from experts.errors import ExpertsError
-from experts.modules import MlpArchitecture
 from experts.trunk.base import Trunk
 from experts.trunk.codec import trunk_from_bytes
 from meshnode.blobs import fetch_blob

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from experts.architectures.base import probabilities
+from experts.architectures.mlp import MlpArchitecture
 from experts.checkpoint import flat_parameters, load_weights
 from experts.combine import Combined, ExpertResponse, combine
-from experts.modules import MlpArchitecture, probabilities
 from experts.router.gating import gate
 from experts.router.ridge import RidgeRouter, solve_ridge
 from experts.router.statistics import ClassStatistics, sum_contributions

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from experts.architectures.mlp import MlpArchitecture
 from experts.data.dataset import ImageDataset
 from experts.data.named import load_named
-from experts.modules import MlpArchitecture
 from experts.router.ridge import RouterConfig
 from experts.router.statistics import ClassStatistics
 from experts.trunk.base import Trunk, calibrate, features_of

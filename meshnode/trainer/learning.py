@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from experts.architectures.registry import architecture_from_config
 from experts.averaging import add_delta
 from experts.checkpoint import flat_parameters, load_weights
 from experts.data.dataset import ImageDataset, class_columns
@@ -24,7 +25,6 @@ from experts.distillation import (
     align_logits,
 )
 from experts.generators import torch_generator
-from experts.modules import architecture_from_config
 from experts.router.statistics import ClassStatistics
 from experts.teachers.cnn import CnnTeacher, TeacherConfig, TeacherProgress, train_teacher
 from experts.trunk.base import Trunk, features_of

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experts.architectures.mlp import MlpArchitecture
 from experts.averaging import add_delta, mean_of
 from experts.checkpoint import flat_parameters, load_flat
 from experts.errors import NothingToLearnFrom, ShapeMismatch
-from experts.modules import MlpArchitecture
 
 ARCHITECTURE = MlpArchitecture(feature_dim=2, hidden=2, num_classes=2)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
+from experts.architectures.mlp import MlpArchitecture
 from experts.checkpoint import (
     MAX_HEADER_BYTES,
     flat_parameters,
@@ -22,7 +23,6 @@ from experts.checkpoint import (
     weights_to_bytes,
 )
 from experts.errors import CorruptWeights, ShapeMismatch
-from experts.modules import MlpArchitecture
 
 ARCHITECTURE = MlpArchitecture(feature_dim=5, hidden=3, num_classes=2)
 WEIGHTS = weights_to_bytes(ARCHITECTURE.build("teacher"))

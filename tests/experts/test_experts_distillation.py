@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from experts.architectures.mlp import MlpArchitecture
 from experts.averaging import add_delta
 from experts.checkpoint import flat_parameters
 from experts.distillation import (
@@ -21,7 +22,6 @@ from experts.distillation import (
 )
 from experts.errors import CorruptState, NothingToLearnFrom, SettingOutOfRange, ShapeMismatch
 from experts.generators import torch_generator
-from experts.modules import MlpArchitecture
 
 STUDENT = MlpArchitecture(feature_dim=6, hidden=4, num_classes=3)
 

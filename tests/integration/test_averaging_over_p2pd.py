@@ -17,9 +17,9 @@ import torch
 from integration_nodes import is_running
 from integration_pulled import transport_in
 
+from experts.architectures.mlp import MlpArchitecture
 from experts.averaging import mean_of
 from experts.checkpoint import load_flat, weights_to_bytes
-from experts.modules import MlpArchitecture
 from meshnode.advertiser import Advertiser
 from meshnode.averaging.averager import Averager, AveragerConfig
 from meshnode.compute import Compute

@@ -10,10 +10,10 @@ import torch
 from integration_nodes import Daemon, Daemons, complaints, digits_test, found, save_shard, shards
 from integration_pulled import pull, transport_in
 
+from experts.architectures.mlp import MlpArchitecture
 from experts.averaging import mean_of
 from experts.checkpoint import flat_parameters, load_flat, load_weights, weights_to_bytes
 from experts.distillation import DistillationConfig
-from experts.modules import MlpArchitecture
 from experts.teachers.cnn import TeacherConfig
 from experts.trunk.base import calibrate, features_of
 from experts.trunk.images import prepare_images

@@ -8,9 +8,9 @@ import pytest
 import torch
 from mesh_in_memory import MESH, memory_network, memory_node, memory_nodes
 
+from experts.architectures.base import probabilities
 from experts.checkpoint import load_weights, weights_to_bytes
 from experts.errors import CorruptWeights
-from experts.modules import probabilities
 from protocol.errors import UnknownExpert
 from protocol.identifiers import ExpertUid, digest_of
 

@@ -21,7 +21,7 @@ from mesh_in_memory import (
     tiny_trunk,
 )
 
-from experts.modules import probabilities
+from experts.architectures.base import probabilities
 from experts.trunk.base import features_of
 from meshnode.hosting import HostedExpert
 from meshnode.inference import RoutedInference

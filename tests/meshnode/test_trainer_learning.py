@@ -9,11 +9,12 @@ import pytest
 import torch
 from mesh_in_memory import MESH, PIXELS, digits, tiny_trunk
 
+from experts.architectures.mlp import MlpArchitecture
+from experts.architectures.registry import architecture_from_config
 from experts.checkpoint import flat_parameters, load_flat, weights_to_bytes
 from experts.data.dataset import ImageDataset
 from experts.distillation import DistillationConfig
 from experts.errors import ExpertsError
-from experts.modules import MlpArchitecture, architecture_from_config
 from experts.router.statistics import ClassStatistics
 from experts.teachers.cnn import CnnTeacher, TeacherConfig
 from experts.trunk.base import features_of

@@ -16,9 +16,9 @@ import pytest
 import torch
 from mesh_in_memory import MESH, digits, mesh_blobs, tiny_trunk
 
+from experts.architectures.mlp import MlpArchitecture
 from experts.checkpoint import flat_parameters, weights_to_bytes
 from experts.data.npz import save_task
-from experts.modules import MlpArchitecture
 from experts.router.statistics import ClassStatistics
 from experts.trunk.base import features_of
 from meshnode.trainer.messages import (

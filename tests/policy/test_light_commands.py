@@ -53,7 +53,7 @@ def test_weights_are_loaded_without_torchs_compiler() -> None:
     program = """
 import sys
 from experts.checkpoint import load_weights, weights_to_bytes
-from experts.modules import MlpArchitecture
+from experts.architectures.mlp import MlpArchitecture
 module = MlpArchitecture(feature_dim=8, hidden=4, num_classes=2).build("seed")
 load_weights(module, weights_to_bytes(module))
 assert "torch" in sys.modules
