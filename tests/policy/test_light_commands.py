@@ -49,7 +49,7 @@ def test_nothing_heavy_is_loaded(tmp_path: Path, line: str) -> None:
 
 
 def test_weights_are_loaded_without_torchs_compiler() -> None:
-    """Its symbolic shapes bring all of sympy: half a second and 40 MB in the daemon and in the trainer."""
+    """Its symbolic shapes bring all of sympy, into the daemon and into the trainer."""
     program = """
 import sys
 from experts.checkpoint import load_weights, weights_to_bytes
