@@ -6,11 +6,9 @@ missed, 1 if something could not be measured.
 """
 
 import argparse
-import importlib.metadata
 import itertools
 import json
 import os
-import platform
 import signal
 import sys
 import tempfile
@@ -24,15 +22,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
+from bench_document import bench_document, rounded, say, write_document
 from bench_homes import Homes
 from bench_node import POLL_S, BenchFailed, Node, end_everything, kind_of, run_python
 
-from meshnode import __version__
 from meshnode.cli.pictures import npy_of
 from meshnode.errors import ExitCode, NodeError
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "docs" / "results" / "bench_start.json"
+NAME = "bench_start"
 
 MANY = 16
 STATUS_CALLS = 5
@@ -117,7 +114,7 @@ class Bench:
         }
         samples: dict[str, list[float]] = {name: [] for name in (*IMPORTS, *homes)}
         for number in range(self._effort.starts):
-            _say(f"start: round {number + 1} of {self._effort.starts}")
+            say(f"start: round {number + 1} of {self._effort.starts}")
             for name, program in IMPORTS.items():
                 samples[name].append(run_python("-c", program))
             for name, home in homes.items():
@@ -129,7 +126,7 @@ class Bench:
 
     def processes_16_experts(self) -> Measured:
         """Processes of a node that hosts and serves 16 experts: the daemon, its trainer, and p2pd."""
-        _say("processes: 1 of 1")
+        say("processes: 1 of 1")
         with Node(self._homes.hosting(MANY), self._homes.data) as node:
             self._settle(node, MANY)
             kinds = Counter(map(kind_of, node.processes()))
@@ -139,7 +136,7 @@ class Bench:
         """Resident memory of a node's processes: 16 experts' over that of one."""
         samples: dict[int, list[dict[str, float]]] = {1: [], MANY: []}
         for start, number in itertools.product(range(self._effort.rss_starts), samples):
-            _say(f"memory: start {start + 1} of {self._effort.rss_starts} with {number} expert{'s'[: number > 1]}")
+            say(f"memory: start {start + 1} of {self._effort.rss_starts} with {number} expert{'s'[: number > 1]}")
             with Node(self._homes.hosting(number), self._homes.data) as node:
                 self._settle(node, number)
                 samples[number].append(_resident_mb(node))
@@ -153,7 +150,7 @@ class Bench:
         with Node(home, self._homes.data) as node:
             self._settle(node, MANY)
             for number in range(STATUS_CALLS):
-                _say(f"status: {number + 1} of {STATUS_CALLS}")
+                say(f"status: {number + 1} of {STATUS_CALLS}")
                 samples.append(run_python("-m", "meshnode", "--home", home.path, "status"))
         return Measured(min(samples), {"samples_s": samples})
 
@@ -161,7 +158,7 @@ class Bench:
         """Kills of the daemon, at moments from its first imports to its training, after which anything lived on."""
         home, kills = self._homes.learning(), []
         for number, moment_s in enumerate(_moments(self._seed, self._effort.kills)):
-            _say(f"kill: {number + 1} of {self._effort.kills}, {moment_s:.1f} s after the start")
+            say(f"kill: {number + 1} of {self._effort.kills}, {moment_s:.1f} s after the start")
             with Node(home, self._homes.data) as node:
                 while node.age_s < moment_s:
                     node.look()
@@ -173,7 +170,7 @@ class Bench:
                 left, ended_s = node.outlived(GRACE_S)
                 names = sorted(map(kind_of, left))
             kills.append({"at_s": moment_s, "training": doing, "had": kinds, "left": names, "ended_s": ended_s})
-        _say("kill: starting once more")
+        say("kill: starting once more")
         with Node(home, self._homes.data) as node:
             ready_s = node.wait_ready()
         return Measured(sum(bool(kill["left"]) for kill in kills), {"kills": kills, "next_start_s": ready_s})
@@ -215,12 +212,9 @@ def main(arguments: Sequence[str]) -> int:
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         end_everything()
-    text = json.dumps(document, indent=2)
     if options.write:
-        RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(f"{text}\n", encoding="utf-8")
-        _draw(document, RESULT.with_suffix(".png"))
-    print(text if options.json else _table(document))
+        _draw(document, write_document(document, NAME).with_suffix(".png"))
+    print(json.dumps(document, indent=2) if options.json else _table(document))
     return ExitCode.OK if all(target["met"] for target in document["targets"].values()) else ExitCode.CHECK_FAILED
 
 
@@ -230,9 +224,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="the same on less: two starts, five kills; some two minutes"
     )
-    parser.add_argument(
-        "--write", action="store_true", help=f"also put it into {RESULT.relative_to(ROOT)}, with a plot"
-    )
+    parser.add_argument("--write", action="store_true", help=f"also put it into docs/results/{NAME}.json, with a plot")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments of the kills (0)")
     parser.add_argument(
         "--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS), metavar="NAME", help="these metrics"
@@ -253,21 +245,18 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         for name in chosen:
             measure, target = MEASUREMENTS[name]
             outcome = measure(bench)
-            measured[name] = _rounded(outcome.raw)
+            measured[name] = rounded(outcome.raw)
             met = target.is_met(outcome.value)
-            results.append(Result(name=name, value=_rounded(outcome.value), target=str(target), met=met))
+            results.append(Result(name=name, value=rounded(outcome.value), target=str(target), met=met))
     words = ["python scripts/bench_start.py", f"--seed {options.seed}", *(["--quick"] if options.quick else [])]
     words += [f"--only {' '.join(chosen)}"] if len(chosen) < len(MEASUREMENTS) else []
-    return {
-        "schema": "modulemesh.bench/1",
-        "command": " ".join(words),
-        "seeds": [options.seed],
-        "machine": _machine(),
-        "versions": _versions(),
-        "figures": {result.name: result.value for result in results},
-        "targets": {result.name: {"target": result.target, "met": result.met} for result in results},
-        "measured": {**measured, "load_before": _rounded(load), "seconds": _rounded(time.perf_counter() - began_s)},
-    }
+    return bench_document(
+        " ".join(words),
+        [options.seed],
+        {result.name: result.value for result in results},
+        targets={result.name: {"target": result.target, "met": result.met} for result in results},
+        measured={**measured, "load_before": load, "seconds": time.perf_counter() - began_s},
+    )
 
 
 def _resident_mb(node: Node) -> dict[str, float]:
@@ -286,23 +275,6 @@ def _moments(seed: int, number: int) -> list[float]:
     generator = np.random.default_rng(seed)
     edges = np.linspace(EARLIEST_KILL_S, LATEST_KILL_S, number + 1)
     return [float(moment_s) for moment_s in generator.permutation(generator.uniform(edges[:-1], edges[1:]))]
-
-
-def _machine() -> dict[str, Any]:
-    """What the figures depend on, and nothing that names this one machine."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpus": len(os.sched_getaffinity(0)),
-        "cpu_model": models[0] if models else platform.machine(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "platform": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _versions() -> dict[str, str]:
-    libraries = {name: importlib.metadata.version(name) for name in ("torch", "hivemind")}
-    return {"modulemesh": __version__, "python": platform.python_version(), **libraries}
 
 
 def _table(document: Mapping[str, Any]) -> str:
@@ -343,19 +315,6 @@ def _draw(document: Mapping[str, Any], path: Path) -> None:
     memory.set_title("What its processes hold")
     memory.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)
     figure.savefig(path, dpi=110)
-
-
-def _rounded(value: Any) -> Any:
-    """Floats to three places, wherever they stand; nothing here is measured more finely."""
-    if isinstance(value, Mapping):
-        return {str(name): _rounded(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_rounded(part) for part in value]
-    return round(value, 3) if isinstance(value, float) else value
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experts.distillation.sealed import seal, tensors_digest, unseal
+from experts.sealed import seal, tensors_digest, unseal
 from experts.errors import CorruptState, SettingOutOfRange, ShapeMismatch
 from experts.teachers.base import Teacher
 

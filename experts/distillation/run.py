@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from experts.distillation.config import DistillationConfig
 from experts.distillation.data import DistillationData
 from experts.distillation.loss import distillation_loss
-from experts.distillation.sealed import seal, unseal
+from experts.sealed import seal, unseal
 from experts.errors import CorruptState, ExpertsError
 
 __all__ = ["DistillationRun", "TrainingDiverged"]

@@ -77,7 +77,11 @@ class Trunk(nn.Module, ABC):
         _require_images(self, images_BCHW)
         with torch.no_grad():
             raw_BD = torch.cat([self.section(batch_BCHW) for batch_BCHW in torch.split(images_BCHW, _BATCH)])
-            return ((raw_BD - self.mean_D) / self.deviation_D).clamp(-CLIP, CLIP)
+            return self.normalised(raw_BD)
+
+    def normalised(self, raw_BD: torch.Tensor) -> torch.Tensor:
+        """h from Phi(x), both ``(B, D)``."""
+        return ((raw_BD - self.mean_D) / self.deviation_D).clamp(-CLIP, CLIP)
 
 
 def calibrate(trunk: Trunk, images_BCHW: torch.Tensor) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from experts.distillation import CachedLogits, CacheOutcome, LogitCache, data_digest
-from experts.distillation.sealed import seal, unseal
+from experts.sealed import seal, unseal
 from experts.errors import CorruptState, SettingOutOfRange, ShapeMismatch
 from experts.generators import torch_generator
 from experts.teachers.cnn import untrained_cnn
