@@ -21,10 +21,12 @@ __all__ = [
     "load_flat",
     "load_tensors",
     "load_weights",
+    "read_safetensors",
     "tensors_from_bytes",
     "tensors_to_bytes",
     "unflatten",
     "weights_to_bytes",
+    "write_safetensors",
 ]
 
 MAX_HEADER_BYTES = 256 * 1024
@@ -80,11 +82,8 @@ def tensors_to_bytes(tensors: Mapping[str, torch.Tensor], config: Mapping[str, o
         config: Goes into the header as canonical JSON; None leaves it out.
     Raises: CorruptWeights: If a tensor is not float32 or not finite.
     """
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    _require_finite_float32(contiguous)
-    # One metadata entry only: safetensors keeps several in an order that changes from run to run.
-    metadata = None if config is None else {_CONFIG: json.dumps(config, sort_keys=True, separators=(",", ":"))}
-    return save(contiguous, metadata=metadata)
+    _require_finite_float32(tensors)
+    return write_safetensors(tensors, config)
 
 
 def tensors_from_bytes(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
@@ -93,6 +92,24 @@ def tensors_from_bytes(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, 
     Returns: The tensors on the CPU (copies), and the config, empty if the bytes hold none.
     Raises: CorruptWeights: If the bytes are not such a file, within `MAX_HEADER_BYTES`, of finite float32.
     """
+    tensors, config = read_safetensors(data)
+    _require_finite_float32(tensors)
+    return tensors, config
+
+
+def write_safetensors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, object] | None) -> bytes:
+    """As `tensors_to_bytes`, of any values and types."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    # One metadata entry only: safetensors keeps several in an order that changes from run to run.
+    metadata = None if config is None else {_CONFIG: json.dumps(config, sort_keys=True, separators=(",", ":"))}
+    return save(contiguous, metadata=metadata)
+
+
+def read_safetensors(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+    """As `tensors_from_bytes`, of any values and types.
+
+    Raises: CorruptWeights: If the bytes are not such a file, within `MAX_HEADER_BYTES`.
+    """
     header_bytes = int.from_bytes(data[:8], "little")
     if len(data) < 8 or header_bytes > MAX_HEADER_BYTES:
         raise CorruptWeights(f"header of {header_bytes} bytes in {len(data)}, {MAX_HEADER_BYTES} allowed")
@@ -100,11 +117,12 @@ def tensors_from_bytes(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, 
         tensors = load(data)
         # Parsed only after safetensors, which bounds its depth.
         config = json.loads(json.loads(data[8 : 8 + header_bytes]).get("__metadata__", {}).get(_CONFIG, "{}"))
+        # JSON can spell half a character, which whoever writes the text as UTF-8 would fail on.
+        json.dumps(config, ensure_ascii=False).encode()
     except (SafetensorError, KeyError, ValueError, RecursionError) as exc:
         raise CorruptWeights(f"not safetensors: {exc}") from exc
     if not isinstance(config, dict):
         raise CorruptWeights("the config is not an object")
-    _require_finite_float32(tensors)
     return tensors, config
 
 

@@ -6,16 +6,25 @@ __all__ = [
     "CorruptState",
     "CorruptWeights",
     "ExpertsError",
+    "FingerprintMismatch",
+    "MalformedCapability",
     "MalformedDataset",
+    "MalformedTeacher",
     "NotPositiveDefinite",
     "NothingToLearnFrom",
     "PackageMissing",
+    "PickleRefused",
     "RowsUnanswered",
+    "SectionNotPortable",
     "SettingOutOfRange",
     "ShapeMismatch",
+    "UndefinedFigure",
     "UnknownArchitecture",
     "UnknownClasses",
+    "UnknownCut",
     "UnknownDataset",
+    "UnknownScenario",
+    "UnknownTeacher",
     "UnknownTrunk",
     "UnsafeStatistics",
 ]
@@ -69,10 +78,15 @@ class UnknownTrunk(ExpertsError):
 class PackageMissing(ExpertsError):
     """Something needs an optional package that is not installed here."""
 
-    def __init__(self, subject: str, *, package: str) -> None:
-        super().__init__(f"{subject} needs the package {package!r}, which is not installed")
+    def __init__(
+        self, subject: str, *, package: str, extra: str | None = None, reason: str = "is not installed"
+    ) -> None:
+        remedy = "" if extra is None else f"; try: pip install 'modulemesh[{extra}]'"
+        super().__init__(f"{subject} needs the package {package!r}, which {reason}{remedy}")
         self.subject = subject
         self.package = package
+        self.extra = extra
+        self.reason = reason
 
 
 class UnknownDataset(ExpertsError):
@@ -84,12 +98,86 @@ class UnknownDataset(ExpertsError):
         super().__init__(f"unknown data set {name!r}; known: {', '.join(self.known)}")
 
 
+class UnknownScenario(ExpertsError):
+    """No scenario of the evaluation goes by this name."""
+
+    def __init__(self, name: str, *, known: Iterable[str]) -> None:
+        self.name = name
+        self.known = tuple(sorted(known))
+        super().__init__(f"unknown scenario {name!r}; known: {', '.join(self.known)}")
+
+
+class UndefinedFigure(ExpertsError):
+    """A figure of the evaluation has no value here, and 0 would be taken for one."""
+
+    def __init__(self, figure: str, *, reason: str) -> None:
+        super().__init__(f"{figure} is not defined: {reason}")
+        self.figure = figure
+        self.reason = reason
+
+
 class MalformedDataset(ExpertsError):
     """Images, labels or a file of them are not what they claim to be."""
 
     def __init__(self, source: str, *, reason: str) -> None:
         super().__init__(f"{source}: {reason}")
         self.source = source
+        self.reason = reason
+
+
+class UnknownTeacher(ExpertsError):
+    """No teacher goes by this name here."""
+
+    def __init__(self, name: str, *, reason: str) -> None:
+        super().__init__(f"no teacher {name!r}: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+class MalformedTeacher(ExpertsError):
+    """A teacher's file, its classes or its form are not what they have to be."""
+
+    def __init__(self, source: str, *, reason: str) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.source = source
+        self.reason = reason
+
+
+class PickleRefused(ExpertsError):
+    """A file of weights is a pickle, which can run code when it is read."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(
+            f"{source} is a pickle, which can run code when it is read; convert it where you trust it: "
+            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')"
+        )
+        self.source = source
+
+
+class MalformedCapability(ExpertsError):
+    """What should map a teacher's classes to the mesh's is not such a mapping."""
+
+    def __init__(self, source: str, *, reason: str) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.source = source
+        self.reason = reason
+
+
+class UnknownCut(ExpertsError):
+    """A network has no such cut point."""
+
+    def __init__(self, cut: str, *, reason: str) -> None:
+        super().__init__(f"cannot cut at {cut!r}: {reason}")
+        self.cut = cut
+        self.reason = reason
+
+
+class SectionNotPortable(ExpertsError):
+    """A section of a teacher serves on this machine, but its code cannot be told to a peer."""
+
+    def __init__(self, cut: str, *, reason: str) -> None:
+        super().__init__(f"the section up to {cut!r} cannot leave this machine: {reason}")
+        self.cut = cut
         self.reason = reason
 
 
@@ -125,6 +213,15 @@ class UnsafeStatistics(ExpertsError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"unsafe router statistics: {reason}")
         self.reason = reason
+
+
+class FingerprintMismatch(UnsafeStatistics):
+    """Router statistics of different features, which have no sum."""
+
+    def __init__(self, *, expected: str | None, got: str | None) -> None:
+        super().__init__(f"statistics of fingerprint {got} among those of {expected}")
+        self.expected = expected
+        self.got = got
 
 
 class NotPositiveDefinite(ExpertsError):

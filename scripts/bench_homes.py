@@ -84,14 +84,20 @@ class Homes:
         with State(home) as state:
             mesh = load_mesh(state)
             assert mesh is not None
-            host, hidden = ExpertHost(state, compute), mesh.spec.expert.hidden
+            host, form = ExpertHost(state, compute), mesh.spec.expert
             for classes in itertools.islice(itertools.combinations(self.images.classes, 2), number):
-                architecture = mesh.architecture(hidden, len(classes))
-                await host.adopt(mesh.uid_of(classes, hidden=hidden), classes, architecture, None)
+                architecture = mesh.architecture(form, len(classes))
+                await host.adopt(mesh.uid_of(classes, form), classes, architecture, None)
             contributions = Contributions(
-                state, compute, mesh.mesh_id, router_config(mesh.spec.router), feature_dim=mesh.spec.feature_dim
+                state,
+                compute,
+                mesh.mesh_id,
+                router_config(mesh.spec.router),
+                feature_dim=mesh.spec.feature_dim,
+                fingerprint=mesh.fingerprint,
             )
-            statistics = ClassStatistics.from_features(features_of(mesh.trunk, self.images.images), self.images.labels)
+            features_ND, labels = features_of(mesh.trunk, self.images.images), self.images.labels
+            statistics = ClassStatistics.from_features(features_ND, labels, fingerprint=mesh.fingerprint)
             key, now_s = load_or_create_identity(home), time.time()
             await contributions.contribute(key, self._task.stem, statistics.to_bytes(), issued_at=now_s)
             digest = digest_of(self._task.read_bytes())

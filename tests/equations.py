@@ -5,7 +5,7 @@ eye. Vectors are lists, matrices lists of rows; labels are class names; tasks an
 """
 
 from collections.abc import Mapping, Sequence
-from math import exp, log
+from math import cos, exp, log, pi, sqrt
 
 Vector = list[float]
 Matrix = list[list[float]]
@@ -322,3 +322,247 @@ def distillation_over_rows(
         else:
             total += cross_entropy([row], [label])
     return total / len(student)
+
+
+def normalised_images(
+    images: Sequence[Sequence[Sequence[Sequence[float]]]], mean: Sequence[float], deviation: Sequence[float]
+) -> list[list[list[list[float]]]]:
+    """(x - mean) / deviation, each channel its own."""
+    return [
+        [
+            [[(value - mean[channel]) / deviation[channel] for value in row] for row in plane]
+            for channel, plane in enumerate(image)
+        ]
+        for image in images
+    ]
+
+
+def cosine_adam(theta: float, gradients: Sequence[float], *, lr: float) -> float:
+    """Adam (Kingma and Ba 2015, algorithm 1) on one number, its rate falling to 0 along half a cosine."""
+    mean = square = 0.0
+    for done, gradient in enumerate(gradients):
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        unbiased_mean = mean / (1 - 0.9 ** (done + 1))
+        unbiased_square = square / (1 - 0.999 ** (done + 1))
+        rate = lr * (1 + cos(pi * done / len(gradients))) / 2
+        theta -= rate * unbiased_mean / (sqrt(unbiased_square) + 1e-8)
+    return theta
+
+
+# Statistics as exact sums, and in eight bits
+
+
+def raw_moments(features: Matrix, labels: Sequence[str]) -> tuple[dict[str, int], dict[str, Vector], Matrix]:
+    """n_c, s_c = sum h of class c, and T = sum h h^T over all samples: what adds up without a correction."""
+    counts = {label: labels.count(label) for label in labels}
+    dim = len(features[0])
+    sums = {name: [0.0] * dim for name in counts}
+    moment = [[0.0] * dim for _ in range(dim)]
+    for row, label in zip(features, labels, strict=True):
+        for i in range(dim):
+            sums[label][i] += row[i]
+            for j in range(dim):
+                moment[i][j] += row[i] * row[j]
+    return counts, sums, moment
+
+
+def statistics_of_moments(
+    counts: Mapping[str, int], sums: Mapping[str, Vector], moment: Matrix
+) -> tuple[dict[str, Vector], Matrix]:
+    """mu_c = s_c / n_c and S = T - sum_c n_c mu_c mu_c^T."""
+    means = {name: [value / counts[name] for value in sums[name]] for name in counts}
+    scatter = [list(row) for row in moment]
+    for name, mean in means.items():
+        for i in range(len(moment)):
+            for j in range(len(moment)):
+                scatter[i][j] -= counts[name] * mean[i] * mean[j]
+    return means, scatter
+
+
+def cholesky(matrix: Matrix) -> Matrix:
+    """Lower triangular L with L L^T the matrix."""
+    size = len(matrix)
+    factor = [[0.0] * size for _ in range(size)]
+    for i in range(size):
+        for j in range(i + 1):
+            rest = matrix[i][j] - sum(factor[i][k] * factor[j][k] for k in range(j))
+            factor[i][j] = rest**0.5 if i == j else rest / factor[j][j]
+    return factor
+
+
+def whitening_factor(scatter: Matrix, samples: int, ridge: float = 3e-3) -> Matrix:
+    """L of L L^T = S_ref + ridge tr(S_ref)/D I, with S_ref the scatter per sample."""
+    size = len(scatter)
+    shift = ridge * sum(scatter[i][i] for i in range(size)) / samples / size
+    return cholesky([[scatter[i][j] / samples + (shift if i == j else 0.0) for j in range(size)] for i in range(size)])
+
+
+def transposed(matrix: Matrix) -> Matrix:
+    return [list(column) for column in zip(*matrix, strict=True)]
+
+
+def product(left: Matrix, right: Matrix) -> Matrix:
+    return [[sum(a * b for a, b in zip(row, column, strict=True)) for column in transposed(right)] for row in left]
+
+
+def whitened(scatter: Matrix, factor: Matrix) -> Matrix:
+    """Z = L^-1 S L^-T: twice L^-1 from the left, since S is symmetric."""
+    return transposed(solve(factor, transposed(solve(factor, scatter))))
+
+
+def eight_bit_scatter(scatter: Matrix, factor: Matrix) -> Matrix:
+    """S after whitening, correlations clipped at 8 standard deviations, 127 steps to either side, and back.
+
+    For features that all vary, and rounding that leaves the correlations positive semi-definite.
+    """
+    z, size = whitened(scatter, factor), len(scatter)
+    deviations = [z[i][i] ** 0.5 for i in range(size)]
+    r = [[z[i][j] / deviations[i] / deviations[j] for j in range(size)] for i in range(size)]
+    pairs = [r[i][j] for i in range(size) for j in range(size) if i != j]
+    limit = min(8 * (sum(value * value for value in pairs) / len(pairs)) ** 0.5, 1.0)
+    rounded = [[float(i == j) for j in range(size)] for i in range(size)]
+    for i in range(size):
+        for j in range(size):
+            if i != j:
+                rounded[i][j] = round(127 * max(-limit, min(limit, r[i][j])) / limit) * limit / 127
+    z = [[rounded[i][j] * deviations[i] * deviations[j] for j in range(size)] for i in range(size)]
+    return product(product(factor, z), transposed(factor))
+
+
+# Sections and capabilities
+
+
+def stitch_loss(outputs: Matrix, section: Matrix, stitch: Matrix, bias: Vector) -> float:
+    """1/(B D) sum_b ||A f_b + a - z_b||^2, z = (section - m) / s; s is the deviation plus 1% of that of all."""
+    everything = [value for row in section for value in row]
+    centre = sum(everything) / len(everything)
+    overall = sqrt(sum((value - centre) ** 2 for value in everything) / len(everything))
+    total = 0.0
+    for d in range(len(section[0])):
+        column = [row[d] for row in section]
+        mean = sum(column) / len(column)
+        deviation = sqrt(sum((value - mean) ** 2 for value in column) / len(column)) + 0.01 * overall
+        for output, value in zip(outputs, column, strict=True):
+            stitched = linear([stitch[d]], [bias[d]], output)[0]
+            total += (stitched - (value - mean) / deviation) ** 2
+    return total / (len(section) * len(section[0]))
+
+
+def capability_probabilities(
+    logits: Vector, names: Sequence[str], mesh_name: Mapping[str, str], mesh_classes: Sequence[str]
+) -> Vector:
+    """p(m) proportional to the sum of p(t) over the teacher's classes t that map to m; the others are left out."""
+    p = softmax(logits)
+    sums = [sum(p[k] for k, name in enumerate(names) if mesh_name.get(name) == ours) for ours in mesh_classes]
+    return [value / sum(sums) for value in sums]
+
+
+# Mixtures, the router that is trained, and references
+
+
+def mixture_cross_entropy(logits: Matrix, likelihoods: Matrix, tau: float) -> float:
+    """-1/B sum_b log sum_i softmax(l_b / tau)_i E_i(x_b)_label."""
+    total = 0.0
+    for row, chances in zip(logits, likelihoods, strict=True):
+        total -= log(sum(g * chance for g, chance in zip(softmax(row, tau), chances, strict=True)))
+    return total / len(logits)
+
+
+def router_logits(hidden: tuple[Matrix, Vector], output: tuple[Matrix, Vector], scale: float, h: Vector) -> Vector:
+    """f_R = U relu(V (scale h) + a) + b."""
+    return linear(*output, relu(linear(*hidden, [scale * value for value in h])))
+
+
+def energies(logits: Mapping[str, Vector]) -> dict[str, float]:
+    """log sum_c exp(logit_c) of each expert."""
+    return {uid: log(sum(exp(value) for value in own)) for uid, own in logits.items()}
+
+
+def adam(parameter: float, gradients: Sequence[float], lr: float) -> float:
+    """The parameter after one step for each gradient: b1 = .9, b2 = .999, eps = 1e-8."""
+    first = second = 0.0
+    for t, gradient in enumerate(gradients, start=1):
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        parameter -= lr * (first / (1 - 0.9**t)) / ((second / (1 - 0.999**t)) ** 0.5 + 1e-8)
+    return parameter
+
+
+# Measuring continual learning
+
+
+def backward_transfer(matrix: Matrix) -> float:
+    """1/(T-1) sum_{i<T} (a[T][i] - a[i][i])."""
+    last = len(matrix) - 1
+    return sum(matrix[last][i] - matrix[i][i] for i in range(last)) / last
+
+
+def forward_transfer(matrix: Matrix, untrained: Vector) -> float:
+    """1/(T-1) sum_{i>=2} (a[i-1][i] - b_i)."""
+    return sum(matrix[i - 1][i] - untrained[i] for i in range(1, len(matrix))) / (len(matrix) - 1)
+
+
+def excess_forgetting(matrix: Matrix, joint: Matrix) -> float:
+    """1/(T-1) sum_{i<T} (max_{i<=t<=T} e[t][i] - e[T][i]), e[t][i] = a[t][i] - joint a[t][i]."""
+    last = len(matrix) - 1
+    total = 0.0
+    for i in range(last):
+        best = -2.0
+        for t in range(i, last + 1):
+            best = max(best, matrix[t][i] - joint[t][i])
+        total += best - (matrix[last][i] - joint[last][i])
+    return total / last
+
+
+def mean_and_deviation(values: Vector) -> tuple[float, float]:
+    """Mean, and the square root of sum (v - mean)^2 / (n - 1)."""
+    mean = sum(values) / len(values)
+    return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+
+
+def masked_accuracy(scores: Matrix, classes: Sequence[str], labels: Sequence[str], allowed: Sequence[str]) -> float:
+    """Share of rows whose best column among the allowed classes is the true class; the first of equal ones."""
+    right = 0
+    for row, label in zip(scores, labels, strict=True):
+        best = None
+        for column, name in enumerate(classes):
+            if name in allowed and (best is None or row[column] > row[best]):
+                best = column
+        right += best is not None and classes[best] == label
+    return right / len(labels)
+
+
+def relu_features(features: Vector, weights: Matrix, bias: Vector, start: int, stop: int) -> Vector:
+    """psi = [h, relu(h_S W + b)], W a row for each feature of the slice."""
+    random = []
+    for r, offset in enumerate(bias):
+        total = offset
+        for s in range(start, stop):
+            total += features[s] * weights[s - start][r]
+        random.append(max(0.0, total))
+    return features + random
+
+
+def projected_channels(rows: Matrix, image: Sequence[Matrix]) -> list[Matrix]:
+    """At every cell, sum_c P_kc a_c."""
+    height, width = len(image[0]), len(image[0][0])
+    return [
+        [[sum(row[c] * image[c][y][x] for c in range(len(image))) for x in range(width)] for y in range(height)]
+        for row in rows
+    ]
+
+
+def variance_along(direction: Vector, vectors: Matrix) -> float:
+    """Mean squared deviation of the projections on a direction."""
+    places = [sum(d * v for d, v in zip(direction, vector, strict=True)) for vector in vectors]
+    mean = sum(places) / len(places)
+    return sum((place - mean) ** 2 for place in places) / len(places)
+
+
+# A mixture trained end to end
+
+
+def warmed_up(value: float, steps_taken: int, warmup_steps: int) -> float:
+    """lambda_t = lambda min(1, t / warmup_steps)."""
+    return value if steps_taken >= warmup_steps else value * steps_taken / warmup_steps

@@ -6,6 +6,10 @@ subclass of `Architecture` with that ``kind``. In its pyproject.toml:
     [project.entry-points."modulemesh.architectures"]
     my-kind = "my_package.my_module:MyArchitecture"
 
+To serve in a mesh, such an architecture has an attribute ``feature_dim``, the D that it reads, which must be that of
+the mesh's trunk, and its config has ``num_classes``, which each expert has its own of; all else in the config is flat:
+true or false, finite numbers, words. Linear is the shortest example.
+
 A config may come from anyone. It can name a kind, never code: what a name stands for, the owner of this machine
 decided by installing the package, and nobody can replace a built-in kind.
 """
@@ -40,16 +44,24 @@ def architecture_from_config(config: Mapping[str, object]) -> Architecture:
 
     Raises: UnknownArchitecture: If the kind is neither built in nor declared, its declaration is refused (it shadows
         a built-in kind, is made twice, cannot be imported, or is not of an architecture of that kind), the rest of
-        the config is not what that kind writes, or it asks for more than `MAX_PARAMETERS`. One declaration that
-        shadows a built-in kind has every kind refused that is not built in: it names the package to remove.
+        the config is not what that kind writes, or its code fails on it, or it asks for more than `MAX_PARAMETERS`.
+        One declaration that shadows a built-in kind has every kind refused that is not built in: it names the package
+        to remove.
     """
     kind = config.get("kind")
     if not isinstance(kind, str):
         raise UnknownArchitecture(kind, reason="a kind is text")
     form = _BUILT_IN.get(kind)
-    architecture = (_installed(kind) if form is None else form).from_config(config)
-    # Built-in kinds see to it themselves; an installed one may not, and nothing is allocated yet.
-    if architecture.num_parameters > MAX_PARAMETERS:
+    if form is not None:
+        return form.from_config(config)
+    # Built-in kinds refuse by name what they cannot be made of, and what is too large before anything is allocated; an
+    # installed one may do neither, and a stranger's config must not end this process.
+    try:
+        architecture: Architecture = _installed(kind).from_config(config)
+        num_parameters = architecture.num_parameters
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
+        raise UnknownArchitecture(kind, reason=f"it cannot be made of its config: {exc!r}") from exc
+    if num_parameters > MAX_PARAMETERS:
         raise UnknownArchitecture(kind, reason=f"more than {MAX_PARAMETERS} parameters")
     return architecture
 

@@ -59,8 +59,13 @@ class SizedArchitecture(Architecture):
     def from_config(cls, config: Mapping[str, object]) -> Self:
         """The inverse of `to_config`; every key must be there and no other."""
         types = {field.name: int if field.type is int else float for field in dataclasses.fields(cls)}
-        if config.keys() != types.keys() | {"kind"}:
-            raise UnknownArchitecture(cls.kind, reason=f"keys {sorted(map(str, config))}")
+        if foreign := config.keys() - types.keys() - {"kind"}:
+            known = ", ".join(sorted(types))
+            raise UnknownArchitecture(
+                cls.kind, reason=f"it has no {', '.join(sorted(map(str, foreign)))}; its settings are {known}"
+            )
+        if missing := (types.keys() | {"kind"}) - config.keys():
+            raise UnknownArchitecture(cls.kind, reason=f"{', '.join(sorted(missing))} must be given")
         fields = {name: config[name] for name in types}
         for name, kind in types.items():
             # The exact type: True is an int to isinstance, and 1 and 1.0 would have two digests.

@@ -6,6 +6,7 @@ from pathlib import Path
 from experts.data.dataset import ImageDataset
 from experts.data.digits import load_digits
 from experts.data.idx import load_fashion_mnist
+from experts.data.mnist5k import load_mnist_5k
 from experts.errors import MalformedDataset, UnknownDataset
 
 __all__ = ["DATASET_NAMES", "load_named"]
@@ -35,9 +36,14 @@ def _fashion_mnist(directory: Path | None) -> tuple[ImageDataset, ImageDataset]:
     return load_fashion_mnist(directory)
 
 
+def _mnist_5k(_: Path | None) -> tuple[ImageDataset, ImageDataset]:
+    return load_mnist_5k()
+
+
 _READERS: Mapping[str, Callable[[Path | None], tuple[ImageDataset, ImageDataset]]] = {
     "digits": _digits,
     "fashion-mnist": _fashion_mnist,
+    "mnist-5k": _mnist_5k,
 }
 
 DATASET_NAMES = tuple(sorted(_READERS))

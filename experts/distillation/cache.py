@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experts.sealed import seal, tensors_digest, unseal
 from experts.errors import CorruptState, SettingOutOfRange, ShapeMismatch
+from experts.sealed import seal, tensors_digest, unseal
 from experts.teachers.base import Teacher
 
 __all__ = ["CacheOutcome", "CachedLogits", "LogitCache", "data_digest"]

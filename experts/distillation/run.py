@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from experts.distillation.config import DistillationConfig
 from experts.distillation.data import DistillationData
 from experts.distillation.loss import distillation_loss
-from experts.sealed import seal, unseal
 from experts.errors import CorruptState, ExpertsError
+from experts.sealed import seal, unseal
 
 __all__ = ["DistillationRun", "TrainingDiverged"]
 

@@ -49,6 +49,10 @@ class FeatureStore:
         Raises:
             MalformedDataset: If the images are not such an array.
         """
+        return trunk.normalised(self.section(trunk, images))
+
+    def section(self, trunk: Trunk, images: NDArray[np.uint8]) -> torch.Tensor:
+        """Phi(x), float32 ``(N, D)``, which does not depend on m and s; otherwise as `features`."""
         section = {name: value for name, value in trunk.state_dict().items() if name not in _CALIBRATED}
         form = {"kind": trunk.kind, "config": trunk.to_config()}
         name = f"{tensors_digest(section, form)}-{tensors_digest({'images': torch.from_numpy(images)}, {})}"
@@ -58,7 +62,7 @@ class FeatureStore:
             raw_ND = _run(trunk, images)
             self._folder.mkdir(parents=True, exist_ok=True)
             _write(path, seal({"features": raw_ND}, {"name": name}))
-        return trunk.normalised(raw_ND)
+        return raw_ND
 
 
 def _read(path: Path, name: str) -> torch.Tensor | None:

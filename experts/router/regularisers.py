@@ -35,7 +35,15 @@ from torch import Tensor
 
 from experts.errors import SettingOutOfRange, ShapeMismatch
 
-__all__ = ["PROPOSAL", "RegulariserConfig", "balance", "entropy_sum", "regularisation_loss", "weighted_entropy"]
+__all__ = [
+    "PROPOSAL",
+    "WEIGHTED",
+    "RegulariserConfig",
+    "balance",
+    "entropy_sum",
+    "regularisation_loss",
+    "weighted_entropy",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +70,9 @@ class RegulariserConfig:
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise SettingOutOfRange(name, getattr(self, name), allowed="finite and at least 0")
 
+
+WEIGHTED = RegulariserConfig()
+"""The default: entropies weighted by usage, and balance."""
 
 PROPOSAL = RegulariserConfig(form="proposal", lambda_b=0.0)
 """The regulariser as the proposal has it: the plain sum alone."""

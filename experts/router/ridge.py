@@ -10,6 +10,7 @@ B is exactly ridge regression; pi_c = 1/C answers as if every class had been equ
 Legend: B batch, D feature, C class.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 
 from experts.errors import NotPositiveDefinite, SettingOutOfRange, ShapeMismatch
+from experts.router.gating import Gates, gate
 from experts.router.statistics import ClassStatistics
+from experts.router.symmetric import factorise
 
 __all__ = ["RidgeRouter", "RouterConfig", "solve_ridge"]
 
@@ -85,6 +88,15 @@ class RidgeRouter:
         scaled = (self.kappa * self.weights).to(h_BD)
         return torch.addmm(scaled[-1], h_BD, scaled[:-1])
 
+    def gates(self, h_BD: Tensor, experts: Mapping[str, Sequence[str]], *, tau: float = 1.0, top_k: int = 1) -> Gates:
+        """Gate weights over ``experts``: `gate` of the class scores; see there for arguments and errors.
+
+        Raises:
+            ShapeMismatch: If the features are not ``(B, D)``.
+            SettingOutOfRange: If ``tau`` or ``top_k`` is.
+        """
+        return gate(self.scores(h_BD), self.classes, experts, tau=tau, top_k=top_k)
+
     def class_argmax(self, h_BD: Tensor) -> tuple[str, ...]:
         """The highest-scoring class of each row by name: the router alone as a classifier.
 
@@ -95,7 +107,7 @@ class RidgeRouter:
 
 
 def solve_ridge(stats: ClassStatistics, config: RouterConfig) -> RidgeRouter:
-    """Solve the router in float64 with one Cholesky factorisation.
+    """Solve the router in float64 with one Cholesky factorisation, in one (D + 1) x (D + 1) matrix besides S.
 
     Works with fewer samples than features: the regulariser, on the bias as well, makes the system definite.
 
@@ -110,10 +122,11 @@ def solve_ridge(stats: ClassStatistics, config: RouterConfig) -> RidgeRouter:
     system = targets_MC @ means_CM
     system[:num_features, :num_features] += stats.scatter
     system.diagonal().add_(config.ridge * system.trace() / num_features)
-    factor, info = torch.linalg.cholesky_ex(system)
-    if info != 0:
+    if not factorise(system):
         raise NotPositiveDefinite(size=num_features + 1, ridge=config.ridge)
-    return RidgeRouter(stats.classes, torch.cholesky_solve(targets_MC, factor), config.kappa)
+    # B = L^-T L^-1 Q by two triangular systems: cholesky_solve would copy the factor.
+    weights = torch.linalg.solve_triangular(system.T, targets_MC, upper=False)
+    return RidgeRouter(stats.classes, torch.linalg.solve_triangular(system, weights, upper=True), config.kappa)
 
 
 def _class_mass(stats: ClassStatistics, prior: Prior) -> Tensor:

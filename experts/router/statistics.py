@@ -7,15 +7,18 @@ variances", Stanford STAN-CS-79-773), per class:
 
     n = n_a + n_b,   mu = (n_a mu_a + n_b mu_b) / n,   S = S_a + S_b + sum_c (n_a n_b / n)_c d_c d_c^T
 
-with d_c the difference of the means. Contributions are kept apart by key and summed anew in sorted key order;
-dropping one is then exact, which subtracting it is not.
+with d_c the difference of the means. New rows are an update by their own statistics: neither rows seen before
+nor their number matter to its cost. Statistics of differing fingerprints (`experts.router.fingerprint`) are
+sums over different features and are never merged.
 
 As bytes, means and the packed upper triangle of S travel in float32: half the size, and what arrives is
-symmetric by construction.
+symmetric by construction. At D = 4096 one D x D matrix of float64 is 134 MB, so S is filled, mirrored and
+checked in place wherever that is possible.
 
-Legend: B batch, D feature, C class.
+Legend: B batch, D feature, C class, R rows of several classes.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -23,13 +26,25 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from experts.checkpoint import tensors_from_bytes, tensors_to_bytes
-from experts.errors import CorruptWeights, ShapeMismatch, UnsafeStatistics
+from experts.errors import FingerprintMismatch, ShapeMismatch, UnsafeStatistics
+from experts.router.packing import pack, unpack
+from experts.router.symmetric import mirror, packed_triangle, require_positive, unpacked_triangle
 
-__all__ = ["ClassStatistics", "merge", "sum_contributions"]
+__all__ = [
+    "ClassStatistics",
+    "checked_counts",
+    "checked_fingerprint",
+    "checked_name",
+    "merge",
+    "sum_contributions",
+]
 
 MAX_COUNT = 2**40
 """Samples of one class in one contribution; sums of thousands of these are still exact in float64."""
+
+_ROWS = 1024
+"""Rows, of however many classes, whose products are added to the scatter at once: adding those of each of 1,000
+classes by themselves costs more than the products."""
 
 
 class _Sortable(Protocol):
@@ -55,13 +70,18 @@ class ClassStatistics:
     scatter: Tensor
     """S = sum_samples (h - mu_y)(h - mu_y)^T, float64 ``(D, D)``, bit-symmetric."""
 
+    fingerprint: str | None = None
+    """What made the features, as `statistics_fingerprint` names it; None where something else vouches that all
+    statistics are over the same features, as the id of a mesh does."""
+
     @classmethod
-    def from_features(cls, h_BD: Tensor, labels: Sequence[str]) -> "ClassStatistics":
+    def from_features(cls, h_BD: Tensor, labels: Sequence[str], *, fingerprint: str | None = None) -> "ClassStatistics":
         """Statistics of one batch, accumulated in float64.
 
         Args:
             h_BD: Features ``(B, D)`` of any floating type, B and D at least 1.
             labels: B class names.
+            fingerprint: Of what made the features.
 
         Raises:
             ShapeMismatch: If the features are not ``(B, D)`` with one label a row.
@@ -79,13 +99,33 @@ class ClassStatistics:
         counts: dict[str, int] = {}
         means: dict[str, Tensor] = {}
         scatter = torch.zeros(num_features, num_features, dtype=torch.float64)
+        centred: list[Tensor] = []
+        last = max(rows_of)
         for label in sorted(rows_of):
             h_class = h_BD[rows_of[label]].double().cpu()
             counts[label] = len(h_class)
             means[label] = h_class.mean(dim=0)
-            centred = h_class - means[label]
-            scatter.addmm_(centred.T, centred)
-        return cls(counts, means, _mirrored(scatter))
+            centred.append(h_class - means[label])
+            if sum(map(len, centred)) >= _ROWS or label == last:
+                centred_RD = torch.cat(centred)
+                scatter.addmm_(centred_RD.T, centred_RD)
+                centred.clear()
+        return cls(counts, means, mirror(scatter), fingerprint)
+
+    def updated(self, h_BD: Tensor, labels: Sequence[str]) -> "ClassStatistics":
+        """These statistics and B rows more, in O(B D^2) however many rows there were before.
+
+        Args:
+            h_BD: New features ``(B, D)``, of the same fingerprint, which is for the caller to know.
+            labels: B class names, known before or not.
+
+        Raises:
+            ShapeMismatch: If the features are not ``(B, D)`` with one label a row.
+            UnsafeStatistics: If a feature is not finite.
+        """
+        if h_BD.ndim != 2 or h_BD.shape[1] != self.feature_dim:
+            raise ShapeMismatch("features", expected=("B", self.feature_dim), got=tuple(h_BD.shape))
+        return merge(self, ClassStatistics.from_features(h_BD, labels, fingerprint=self.fingerprint))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -112,12 +152,11 @@ class ClassStatistics:
         Raises:
             UnsafeStatistics: If a value does not fit float32.
         """
-        rows, columns = torch.triu_indices(self.feature_dim, self.feature_dim)
-        tensors = {"means": self.stacked_means().float(), "triangle": self.scatter[rows, columns].float()}
-        try:
-            return tensors_to_bytes(tensors, {"counts": self.counts})
-        except CorruptWeights as exc:
-            raise UnsafeStatistics(exc.reason) from exc
+        tensors = {"means": self.stacked_means().float(), "triangle": packed_triangle(self.scatter, torch.float32)}
+        config: dict[str, object] = {"counts": dict(self.counts)}
+        if self.fingerprint is not None:
+            config["fingerprint"] = self.fingerprint
+        return pack(tensors, config)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "ClassStatistics":
@@ -125,35 +164,32 @@ class ClassStatistics:
 
         Raises:
             UnsafeStatistics: If the bytes are malformed, shapes or the number of classes disagree, a class
-                has no name, a count is outside 1 to 2^40, a value is not finite, or the scatter is not
-                positive semi-definite up to the rounding of float32.
+                has no name, a count is outside 1 to 2^40, a fingerprint is not a digest, a value is not
+                finite, or the scatter is not positive semi-definite up to the rounding of float32.
         """
-        try:
-            tensors, config = tensors_from_bytes(data)
-        except CorruptWeights as exc:
-            raise UnsafeStatistics(exc.reason) from exc
-        if tensors.keys() != {"means", "triangle"} or config.keys() != {"counts"}:
-            raise UnsafeStatistics(f"tensors {sorted(tensors)} and fields {sorted(config)}")
-        counts = _checked_counts(config["counts"])
-        means_CD, triangle = tensors["means"].double(), tensors["triangle"].double()
+        tensors, config = unpack(data, {"means": torch.float32, "triangle": torch.float32})
+        if config.keys() - {"fingerprint"} != {"counts"}:
+            raise UnsafeStatistics(f"fields {sorted(config)}")
+        counts = checked_counts(config["counts"])
+        fingerprint = checked_fingerprint(config["fingerprint"]) if "fingerprint" in config else None
+        means_CD, triangle = tensors["means"].double(), tensors["triangle"]
         if means_CD.ndim != 2 or means_CD.shape[0] != len(counts) or means_CD.shape[1] == 0:
             raise UnsafeStatistics(f"means of shape {tuple(means_CD.shape)} for {len(counts)} classes")
         num_features = means_CD.shape[1]
         if triangle.shape != (num_features * (num_features + 1) // 2,):
             raise UnsafeStatistics(f"triangle of shape {tuple(triangle.shape)} for {num_features} features")
-
-        rows, columns = torch.triu_indices(num_features, num_features)
-        upper = torch.zeros(num_features, num_features, dtype=torch.float64)
-        upper[rows, columns] = triangle
-        scatter = _mirrored(upper)
-        _require_positive(scatter)
-        return cls(counts, dict(zip(sorted(counts), means_CD, strict=True)), scatter)
+        scatter = unpacked_triangle(triangle, num_features)
+        # Rounding each entry to float32 moves no eigenvalue by more than 2^-24 |S|_F <= 2^-24 tr(S), so honest
+        # statistics always pass.
+        require_positive(scatter, slack=2.0**-23 * scatter.trace().item())
+        return cls(counts, dict(zip(sorted(counts), means_CD, strict=True)), scatter, fingerprint)
 
 
 def merge(first: ClassStatistics, second: ClassStatistics) -> ClassStatistics:
     """Statistics of two disjoint sets of samples together; classes may be shared or not.
 
     Raises:
+        FingerprintMismatch: If the two are over different features.
         UnsafeStatistics: If the two differ in feature dimension.
     """
     return _fold([first, second])
@@ -166,6 +202,7 @@ def sum_contributions(contributions: Mapping[Key, ClassStatistics]) -> ClassStat
     order nor a contribution that was held once and dropped since leaves a trace.
 
     Raises:
+        FingerprintMismatch: If two are over different features.
         UnsafeStatistics: If there is no contribution, or two differ in feature dimension.
     """
     if not contributions:
@@ -173,11 +210,40 @@ def sum_contributions(contributions: Mapping[Key, ClassStatistics]) -> ClassStat
     return _fold([contributions[key] for key in sorted(contributions)])
 
 
+def checked_counts(counts: object) -> dict[str, int]:
+    """Samples by class name as a peer sent them.
+
+    Raises:
+        UnsafeStatistics: If they are no object, a class has no name, or a count is outside 1 to 2^40.
+    """
+    if not isinstance(counts, dict) or not counts:
+        raise UnsafeStatistics("counts are not an object of named classes")
+    for name, count in counts.items():
+        checked_name(name)
+        # The exact type: True is an int to isinstance.
+        if type(count) is not int or not 1 <= count <= MAX_COUNT:
+            raise UnsafeStatistics(f"class {name!r} counts {count!r} samples")
+    return counts
+
+
+def checked_name(name: object) -> str:
+    """A name as a peer sent it.
+
+    Raises:
+        UnsafeStatistics: If it is no text, or empty.
+    """
+    if not isinstance(name, str) or not name:
+        raise UnsafeStatistics(f"{name!r} is not a name")
+    return name
+
+
 def _fold(parts: Sequence[ClassStatistics]) -> ClassStatistics:
     counts = dict(parts[0].counts)
     means = dict(parts[0].means)
     scatter = parts[0].scatter.clone()
     for part in parts[1:]:
+        if part.fingerprint != parts[0].fingerprint:
+            raise FingerprintMismatch(expected=parts[0].fingerprint, got=part.fingerprint)
         if part.feature_dim != scatter.shape[0]:
             raise UnsafeStatistics(f"{part.feature_dim} features among statistics of {scatter.shape[0]}")
         # Sorted, so that neither sum nor product depends on the order in which a mapping was filled.
@@ -198,28 +264,15 @@ def _fold(parts: Sequence[ClassStatistics]) -> ClassStatistics:
             counts[name] = total
         for name in part.counts.keys() - counts.keys():
             counts[name], means[name] = part.counts[name], part.means[name]
-    return ClassStatistics(counts, means, _mirrored(scatter))
+    return ClassStatistics(counts, means, mirror(scatter), parts[0].fingerprint)
 
 
-def _mirrored(scatter: Tensor) -> Tensor:
-    """The upper triangle on both sides: a matrix product is symmetric only up to rounding."""
-    return torch.triu(scatter) + torch.triu(scatter, diagonal=1).T
+def checked_fingerprint(fingerprint: object) -> str:
+    """A fingerprint as a peer sent it.
 
-
-def _checked_counts(counts: object) -> dict[str, int]:
-    if not isinstance(counts, dict) or not counts or "" in counts:
-        raise UnsafeStatistics("counts are not an object of named classes")
-    for name, count in counts.items():
-        # The exact type: True is an int to isinstance.
-        if type(count) is not int or not 1 <= count <= MAX_COUNT:
-            raise UnsafeStatistics(f"class {name!r} counts {count!r} samples")
-    return counts
-
-
-def _require_positive(scatter: Tensor) -> None:
-    # Rounding each entry to float32 moves no eigenvalue by more than 2^-24 |S|_F <= 2^-24 tr(S), so honest
-    # statistics always pass; the tiny constant lets S = 0 (one sample a class) pass as well.
-    slack = 2.0**-23 * scatter.trace() + torch.finfo(torch.float64).tiny
-    shifted = scatter + slack * torch.eye(len(scatter), dtype=torch.float64)
-    if torch.linalg.cholesky_ex(shifted).info != 0:
-        raise UnsafeStatistics("the scatter is not positive semi-definite")
+    Raises:
+        UnsafeStatistics: If it is no SHA-256 in lowercase hexadecimal.
+    """
+    if not isinstance(fingerprint, str) or re.fullmatch("[0-9a-f]{64}", fingerprint) is None:
+        raise UnsafeStatistics("the fingerprint is not a digest")
+    return fingerprint

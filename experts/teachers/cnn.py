@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from experts.adam import Adam, cosine_rate
 from experts.checkpoint import load_tensors, tensors_from_bytes, tensors_to_bytes
 from experts.data.dataset import class_columns
 from experts.errors import CorruptWeights, NothingToLearnFrom, SettingOutOfRange, ShapeMismatch
@@ -174,17 +175,15 @@ def train_teacher(
         images_NCHW.device
     )
     columns_N = class_columns(labels, teacher.classes).to(images_NCHW.device)
-    optimizer = torch.optim.Adam(teacher.parameters(), lr=config.learning_rate)
     steps = config.epochs * math.ceil(len(labels) / config.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    adam = Adam(dict(teacher.named_parameters()))
     for epoch in range(1, config.epochs + 1):
         total_loss = 0.0
         for rows_B in torch.split(torch.randperm(len(labels), generator=generator), config.batch_size):
             loss = functional.cross_entropy(teacher(images_NCHW[rows_B]), columns_N[rows_B])
-            optimizer.zero_grad()
+            teacher.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
+            adam.step(cosine_rate(config.learning_rate, done=adam.steps_done, steps=steps))
             total_loss += float(loss.detach()) * len(rows_B)
         if on_progress is not None:
             on_progress(TeacherProgress(epoch=epoch, epochs=config.epochs, loss=total_loss / len(labels)))

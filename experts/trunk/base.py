@@ -6,7 +6,7 @@ Every peer of a mesh computes features with the same trunk, so statistics and ex
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Self
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import nn
 from experts.errors import MalformedDataset, ShapeMismatch
 from experts.trunk.images import prepare_images
 
-__all__ = ["CLIP", "Trunk", "calibrate", "features_of"]
+__all__ = ["CLIP", "Trunk", "calibrate", "features_of", "section_batches", "set_normalisation"]
 
 CLIP = 8.0
 """Features end at +-8 deviations: far outside what calibration saw, and a bound for statistics to rely on."""
@@ -55,6 +55,14 @@ class Trunk(nn.Module, ABC):
     def section(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Phi: features ``(B, D)`` before normalisation."""
 
+    def fit(self, images_BCHW: torch.Tensor) -> None:
+        """Sets what else of Phi is measured on the calibration set, before m and s; by default nothing.
+
+        Args:
+            images_BCHW: At least one prepared image.
+        Raises: MalformedDataset: If nothing can be measured on these.
+        """
+
     @abstractmethod
     def to_config(self) -> dict[str, object]:
         """A JSON object from which `from_config` makes a trunk of the same form."""
@@ -76,7 +84,7 @@ class Trunk(nn.Module, ABC):
         """
         _require_images(self, images_BCHW)
         with torch.no_grad():
-            raw_BD = torch.cat([self.section(batch_BCHW) for batch_BCHW in torch.split(images_BCHW, _BATCH)])
+            raw_BD = torch.cat([self.section(batch_BCHW) for batch_BCHW in section_batches(images_BCHW)])
             return self.normalised(raw_BD)
 
     def normalised(self, raw_BD: torch.Tensor) -> torch.Tensor:
@@ -85,10 +93,7 @@ class Trunk(nn.Module, ABC):
 
 
 def calibrate(trunk: Trunk, images_BCHW: torch.Tensor) -> None:
-    """Measures m and s on ``images_BCHW`` and sets them in the trunk.
-
-    m is the mean of each feature of Phi; s is its deviation plus 1% of the deviation of all features
-    together, so that a feature which is nearly constant here does not dominate elsewhere.
+    """Measures on ``images_BCHW`` whatever Phi itself leaves open, then m and s, and sets them in the trunk.
 
     Args:
         images_BCHW: At least one prepared image; what m and s reveal of it becomes public with the trunk.
@@ -98,21 +103,40 @@ def calibrate(trunk: Trunk, images_BCHW: torch.Tensor) -> None:
     _require_images(trunk, images_BCHW)
     if len(images_BCHW) == 0:
         raise MalformedDataset("calibration images", reason="there is none")
-    sum_D = torch.zeros(trunk.feature_dim, dtype=torch.float64)
-    square_sum_D = torch.zeros(trunk.feature_dim, dtype=torch.float64)
     with torch.no_grad():
-        for batch_BCHW in torch.split(images_BCHW, _BATCH):
-            raw_BD = trunk.section(batch_BCHW).double().cpu()
-            sum_D += raw_BD.sum(dim=0)
-            square_sum_D += raw_BD.square().sum(dim=0)
-    mean_D, mean_square_D = sum_D / len(images_BCHW), square_sum_D / len(images_BCHW)
+        trunk.fit(images_BCHW)
+        set_normalisation(trunk, (trunk.section(batch_BCHW) for batch_BCHW in section_batches(images_BCHW)))
+
+
+def set_normalisation(trunk: Trunk, raw_BD: Iterable[torch.Tensor]) -> None:
+    """Measures m and s on what the trunk's section gave for the calibration set, and sets them in the trunk.
+
+    m is the mean of each feature of Phi; s is its deviation plus 1% of the deviation of all features
+    together, so that a feature which is nearly constant here does not dominate elsewhere.
+
+    Args:
+        raw_BD: Batches of Phi ``(B, D)``, together at least one row; summed batch by batch.
+    Raises: MalformedDataset: If Phi is the same number everywhere.
+    """
+    num_rows = 0
+    sum_D, square_sum_D = (torch.zeros(trunk.feature_dim, dtype=torch.float64) for _ in range(2))
+    for batch_BD in raw_BD:
+        double_BD = batch_BD.double().cpu()
+        num_rows += len(double_BD)
+        sum_D += double_BD.sum(dim=0)
+        square_sum_D += double_BD.square().sum(dim=0)
+    mean_D, mean_square_D = sum_D / num_rows, square_sum_D / num_rows
     overall_deviation = (mean_square_D.mean() - mean_D.mean().square()).clamp(min=0).sqrt()
     # Well above what rounding leaves of constant features.
     if overall_deviation <= 1e-6 * mean_square_D.mean().sqrt():
         raise MalformedDataset("calibration images", reason="their features are all the same number")
-    deviation_D = (mean_square_D - mean_D.square()).clamp(min=0).sqrt() + _PAD * overall_deviation
     trunk.mean_D.copy_(mean_D)
-    trunk.deviation_D.copy_(deviation_D)
+    trunk.deviation_D.copy_((mean_square_D - mean_D.square()).clamp(min=0).sqrt() + _PAD * overall_deviation)
+
+
+def section_batches(images_BCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The images in parts as small as a section likes them."""
+    return torch.split(images_BCHW, _BATCH)
 
 
 def features_of(trunk: Trunk, images: NDArray[np.uint8]) -> torch.Tensor:

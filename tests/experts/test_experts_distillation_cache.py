@@ -11,9 +11,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from experts.distillation import CachedLogits, CacheOutcome, LogitCache, data_digest
-from experts.sealed import seal, unseal
 from experts.errors import CorruptState, SettingOutOfRange, ShapeMismatch
 from experts.generators import torch_generator
+from experts.sealed import seal, unseal
 from experts.teachers.cnn import untrained_cnn
 
 DATA, OTHER_DATA, TEACHER = "a" * 64, "b" * 64, "c" * 64

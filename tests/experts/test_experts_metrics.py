@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experts.errors import NothingToLearnFrom, SettingOutOfRange, ShapeMismatch, UnknownClasses
-from experts.evaluation.metrics import AccuracyMatrix, accuracy, class_incremental_accuracy
+from experts.errors import NothingToLearnFrom, SettingOutOfRange, ShapeMismatch, UndefinedFigure, UnknownClasses
+from experts.evaluation.metrics import AccuracyMatrix, accuracy, class_incremental_accuracy, spread
 
 shares = st.floats(0.01, 1.0)
 square = st.integers(2, 5).flatmap(
@@ -45,6 +45,7 @@ def test_a_worked_example() -> None:
 
 def test_forgetting_counts_from_the_best_ever_even_before_the_task_was_learned() -> None:
     assert recorded([[0.5, 0.9], [0.5, 0.6]]).forgetting() == 0.0
+    assert recorded([[0.5, 0.95, 0], [0.5, 0.9, 0], [0.5, 0.9, 1]]).forgetting() == pytest.approx(0.025)
     assert recorded([[0.5, 0, 0], [0.7, 0.9, 0], [0.6, 0.9, 1]]).forgetting() == pytest.approx(0.05)
 
 
@@ -101,3 +102,76 @@ def test_accuracy_needs_as_many_predictions_as_labels_and_at_least_one() -> None
         accuracy(["a"], ["a", "b"])
     with pytest.raises(NothingToLearnFrom):
         accuracy([], [])
+
+
+@given(data=st.data())
+def test_transfers_and_excess_forgetting_follow_their_equations(data: st.DataObject) -> None:
+    size = data.draw(st.integers(2, 5))
+    rows = st.lists(st.lists(shares, min_size=size, max_size=size), min_size=size, max_size=size)
+    own, joint = data.draw(rows), data.draw(rows)
+    untrained = data.draw(st.lists(shares, min_size=size, max_size=size))
+    matrix = recorded(own)
+    assert matrix.backward_transfer() == pytest.approx(equations.backward_transfer(own))
+    assert matrix.forward_transfer(untrained, classes_grow=False) == pytest.approx(
+        equations.forward_transfer(own, untrained)
+    )
+    assert matrix.excess_forgetting(recorded(joint)) == pytest.approx(equations.excess_forgetting(own, joint))
+    assert matrix.excess_forgetting(matrix) == 0.0
+
+
+def test_what_every_model_loses_to_more_classes_is_no_excess_forgetting() -> None:
+    joint = recorded([[1.0, 0.0], [0.8, 0.9]])
+    own = recorded([[0.9, 0.0], [0.7, 0.9]])
+    assert own.forgetting() == pytest.approx(0.2)
+    assert own.excess_forgetting(joint) == pytest.approx(0.0)
+    assert recorded([[0.9, 0.0], [0.4, 0.9]]).excess_forgetting(joint) == pytest.approx(0.3)
+
+
+def test_what_was_known_before_a_task_was_learned_is_not_in_its_excess_forgetting() -> None:
+    own, joint = [[0.9, 0.9, 0], [0.9, 0.5, 0], [0.9, 0.5, 1]], [[0.9, 0.0, 0], [0.9, 0.5, 0], [0.9, 0.5, 1]]
+    assert recorded(own).excess_forgetting(recorded(joint)) == 0.0
+
+
+def test_excess_forgetting_needs_a_joint_model_of_the_same_tasks() -> None:
+    with pytest.raises(SettingOutOfRange):
+        recorded([[1.0, 0.0], [0.5, 1.0]]).excess_forgetting(recorded([[1.0]]))
+    assert recorded([[1.0]]).excess_forgetting(recorded([[0.5]])) == 0.0
+
+
+def test_a_transfer_that_is_not_defined_is_an_error_and_not_zero() -> None:
+    two = recorded([[1.0, 0.2], [0.5, 1.0]])
+    with pytest.raises(UndefinedFigure, match="cannot be named"):
+        two.forward_transfer([0.1, 0.1], classes_grow=True)
+    with pytest.raises(UndefinedFigure, match="one task"):
+        recorded([[1.0]]).forward_transfer([0.1], classes_grow=False)
+    with pytest.raises(UndefinedFigure, match="one task"):
+        recorded([[1.0]]).backward_transfer()
+    with pytest.raises(ShapeMismatch):
+        two.forward_transfer([0.1], classes_grow=False)
+    gap = AccuracyMatrix.from_rows([[1.0, None], [0.5, 1.0]])
+    with pytest.raises(UndefinedFigure, match="no answer"):
+        gap.forward_transfer([0.1, 0.1], classes_grow=False)
+
+
+def test_a_matrix_is_its_rows() -> None:
+    rows = [[1.0, None], [0.5, 0.75]]
+    assert AccuracyMatrix.from_rows(rows).rows() == rows
+    with pytest.raises(ShapeMismatch):
+        AccuracyMatrix.from_rows([[1.0, 0.5]])
+    with pytest.raises(SettingOutOfRange):
+        AccuracyMatrix.from_rows([])
+
+
+@given(values=st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
+def test_mean_and_deviation_over_runs(values: list[float]) -> None:
+    mean, deviation = equations.mean_and_deviation(values)
+    found = spread(values)
+    assert (found.mean, found.deviation, found.num_runs) == (pytest.approx(mean), pytest.approx(deviation), len(values))
+
+
+def test_one_run_has_no_deviation_and_none_no_mean() -> None:
+    assert (spread([3.0]).mean, spread([3.0]).deviation) == (3.0, None)
+    with pytest.raises(UndefinedFigure):
+        spread([])
+    with pytest.raises(UndefinedFigure):
+        spread([1.0, float("nan")])

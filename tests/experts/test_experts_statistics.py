@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from experts.checkpoint import tensors_to_bytes
-from experts.errors import ShapeMismatch, UnsafeStatistics
+from experts.errors import FingerprintMismatch, ShapeMismatch, UnsafeStatistics
+from experts.router.fingerprint import statistics_fingerprint
+from experts.router.ridge import RouterConfig, solve_ridge
 from experts.router.statistics import ClassStatistics, merge, sum_contributions
+from experts.router.symmetric import mirror, packed_triangle, unpacked_triangle
 
 Sample = tuple[Tensor, list[str]]
 
@@ -212,3 +215,69 @@ def test_values_beyond_float32_are_not_sent() -> None:
     huge = ClassStatistics(stats.counts, stats.means, stats.scatter * 1e40)
     with pytest.raises(UnsafeStatistics):
         huge.to_bytes()
+
+
+MINE, OTHERS = (statistics_fingerprint(trunk * 64, b"") for trunk in "ab")
+
+
+def test_a_fingerprint_tells_every_part_of_what_makes_a_feature() -> None:
+    parts = [("a" * 64, b""), ("b" * 64, b""), ("a" * 64, b"W"), ("a" * 63, b"a"), ("", b"a" * 64)]
+    assert len({statistics_fingerprint(*part) for part in parts}) == len(parts)
+    assert statistics_fingerprint("a" * 64, b"W") == statistics_fingerprint("a" * 64, b"W")
+
+
+@pytest.mark.parametrize("fingerprint", [OTHERS, None])
+def test_statistics_of_other_features_are_never_summed(fingerprint: str | None) -> None:
+    first = ClassStatistics.from_features(*sample(1), fingerprint=MINE)
+    second = ClassStatistics.from_features(*sample(2), fingerprint=fingerprint)
+    for add in (lambda: merge(first, second), lambda: sum_contributions({1: first, 2: second})):
+        with pytest.raises(FingerprintMismatch) as caught:
+            add()
+        assert (caught.value.expected, caught.value.got) == (MINE, fingerprint)
+    assert merge(first, first).fingerprint == MINE
+
+
+def test_a_fingerprint_travels_with_its_statistics() -> None:
+    stats = ClassStatistics.from_features(*sample(1), fingerprint=MINE)
+    assert ClassStatistics.from_bytes(stats.to_bytes()).fingerprint == MINE
+    assert ClassStatistics.from_bytes(statistics(1).to_bytes()).fingerprint is None
+    for fingerprint in ("short", 3, None, "A" * 64):
+        config = {"counts": {"a": 1, "b": 1}, "fingerprint": fingerprint}
+        with pytest.raises(UnsafeStatistics, match="fingerprint"):
+            ClassStatistics.from_bytes(tensors_to_bytes({"means": GOOD_MEANS, "triangle": GOOD_TRIANGLE}, config))
+
+
+def test_an_update_touches_its_own_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = sample(8, size=120, dim=6, classes="abcde")
+    central = solve_ridge(ClassStatistics.from_features(features, labels), RouterConfig()).weights
+    rows: list[int] = []
+    original = ClassStatistics.from_features.__func__  # type: ignore[attr-defined]
+
+    def counting(cls: type[ClassStatistics], h_BD: Tensor, names: list[str], **more: object) -> ClassStatistics:
+        rows.append(len(h_BD))
+        return original(cls, h_BD, names, **more)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(ClassStatistics, "from_features", classmethod(counting))
+    stats = ClassStatistics.from_features(features[:50], labels[:50], fingerprint=MINE)
+    # The rows of before are gone: what comes later cannot read them.
+    features[:50] = float("nan")
+    for start, end in [(50, 51), (51, 90), (90, 120)]:
+        stats = stats.updated(features[start:end], labels[start:end])
+        features[start:end] = float("nan")
+    assert rows == [50, 1, 39, 30]
+    assert stats.fingerprint == MINE
+    got = solve_ridge(stats, RouterConfig()).weights
+    assert torch.linalg.norm(got - central) <= 1e-6 * torch.linalg.norm(central)
+    with pytest.raises(ShapeMismatch):
+        stats.updated(features[:2, :5], labels[:2])
+
+
+@settings(deadline=None)
+@given(size=st.sampled_from([1, 2, 5, 511, 512, 513, 700]))
+def test_triangles_and_mirrors_of_any_size(size: int) -> None:
+    full = torch.arange(size * size, dtype=torch.float64).reshape(size, size)
+    wanted = torch.triu(full) + torch.triu(full, diagonal=1).T
+    packed = packed_triangle(full, torch.float64)
+    assert torch.equal(packed, full[tuple(torch.triu_indices(size, size))])
+    assert torch.equal(unpacked_triangle(packed, size), wanted)
+    assert torch.equal(mirror(full), wanted)

@@ -1,1 +1,1 @@
-"""Monolithic networks to compare with, one file a method, all behind one interface."""
+"""The methods that are measured, one a file, all behind one interface: networks to compare with, and our own."""

@@ -1,56 +1,39 @@
-"""The upper reference: the reference CNN trained from scratch on everything seen, after every task anew.
+"""The upper reference: a network trained from scratch on everything seen, after every task anew.
 
 It keeps all data, which continual learning may not: what it loses on old tasks is the price of more classes
 to tell apart, not of forgetting.
 """
 
-from typing import ClassVar
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from experts.data.dataset import ImageDataset
-from experts.errors import NothingToLearnFrom
-from experts.evaluation.baselines.base import Baseline, classify
+from experts.evaluation.baselines.network import NetworkBaseline, NetworkSetup
+from experts.evaluation.training import TrainingConfig, train
 from experts.generators import torch_generator
-from experts.teachers.cnn import CnnTeacher, TeacherConfig, train_teacher
-from experts.trunk.images import prepare_images
 
 __all__ = ["JointBaseline"]
 
 
-class JointBaseline(Baseline):
+class JointBaseline(NetworkBaseline):
     """Retraining on the union of all tasks so far."""
 
-    name: ClassVar[str] = "joint"
-
-    def __init__(self, config: TeacherConfig, *, channels: int, pixels: int, seed: int) -> None:
+    def __init__(self, setup: NetworkSetup, config: TrainingConfig, *, seed: int) -> None:
         """
         Args:
+            setup: The network.
             config: Of each training; epochs count the union.
-            channels: 1 or 3, of the images as the network takes them.
-            pixels: Their height and width.
             seed: Of the initial weights and the order of images, the same at every training.
         """
-        self._config = config
-        self._channels = channels
-        self._pixels = pixels
+        super().__init__("joint", setup, config, seed=seed)
         self._seed = seed
-        self._tasks: list[ImageDataset] = []
-        self._network: CnnTeacher | None = None
+        self._tasks: list[tuple[Tensor, Tensor]] = []
 
-    def learn(self, task: ImageDataset) -> None:
-        """Keep the task's images, and train a new network on all that are kept."""
-        if len(task) == 0:
-            raise NothingToLearnFrom("task")
-        self._tasks.append(task)
-        images = [prepare_images(kept.images, self._channels, self._pixels) for kept in self._tasks]
-        labels = [label for kept in self._tasks for label in kept.labels]
+    def _num_kept(self) -> int:
+        return sum(len(columns_N) for _, columns_N in self._tasks)
+
+    def _train(self, inputs_N: Tensor, columns_N: Tensor) -> int:
+        self._tasks.append((inputs_N, columns_N))
         generator = torch_generator(self._seed, self.name)
-        self._network = train_teacher(torch.cat(images), labels, self._config, generator)
-
-    def predict(self, images: NDArray[np.uint8]) -> tuple[str, ...]:
-        """The class with the highest logit; every class seen has one."""
-        assert self._network is not None, "predict before learn"
-        return classify(self._network, images)
+        self._network = self._setup.build(generator)
+        union = torch.cat([inputs for inputs, _ in self._tasks]), torch.cat([columns for _, columns in self._tasks])
+        return train(self._network, union, self._config, generator)

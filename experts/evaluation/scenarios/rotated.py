@@ -1,0 +1,84 @@
+"""Rotated Fashion-MNIST: one label space, seen from five angles (after Lopez-Paz and Ranzato 2017, arXiv:1706.08840).
+
+Which domain an image is from is known when its task is learned, as its angle comes with the data, and never when it is
+tested.
+
+Legend: B batch, H height, W width.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from experts.data.dataset import ImageDataset
+from experts.data.idx import FASHION_MNIST_CLASSES
+from experts.errors import SettingOutOfRange
+from experts.evaluation.scenarios.base import Scenario, ScenarioTask, shuffled
+from experts.evaluation.scenarios.split import Parts
+
+__all__ = ["ANGLES", "rotated_fashion_mnist", "rotated_images"]
+
+ANGLES = (0.0, 36.0, 72.0, 108.0, 144.0)
+"""In degrees, counter-clockwise."""
+
+_BATCH = 1000
+"""Images at a time; bounds memory."""
+
+
+def rotated_fashion_mnist(
+    parts: Parts, *, order: int = 0, angles: Sequence[float] = ANGLES, images_per_domain: int = 4_000
+) -> Scenario:
+    """One task an angle, each with all test images.
+
+    Args:
+        parts: Fashion-MNIST's.
+        order: Of the training images before they are dealt out: 0 as they come, another number another one.
+        angles: One domain each, in degrees.
+        images_per_domain: Training images of each, at least 1. Domains share an image only if there are too few.
+
+    Raises:
+        SettingOutOfRange: If ``images_per_domain`` is below 1, or more than there are.
+    """
+    train, test = parts
+    if not 1 <= images_per_domain <= len(train):
+        raise SettingOutOfRange("images_per_domain", images_per_domain, allowed=f"1 to {len(train)}")
+    rows = np.array(shuffled(range(len(train)), order, "rotated-fashion-mnist/images"))
+    tasks = []
+    for number, angle in enumerate(angles):
+        dealt = train.select(rows[(number * images_per_domain + np.arange(images_per_domain)) % len(train)])
+        tasks.append(
+            ScenarioTask(
+                name=f"{angle:g} degrees",
+                train=ImageDataset(rotated_images(dealt.images, angle), dealt.labels),
+                test=ImageDataset(rotated_images(test.images, angle), test.labels),
+                classes=FASHION_MNIST_CLASSES,
+            )
+        )
+    return Scenario(name="rotated-fashion-mnist", kind="domain-incremental", tasks=tuple(tasks))
+
+
+def rotated_images(images: NDArray[np.uint8], degrees: float) -> NDArray[np.uint8]:
+    """Images turned about their centre, bilinearly, black where nothing comes from inside.
+
+    Args:
+        images: uint8 ``(B, H, W)``.
+        degrees: Counter-clockwise.
+    Returns: uint8 of the same shape.
+    """
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    height, width = images.shape[1:]
+    # Where each output pixel comes from, in coordinates that run from -1 to 1 on either axis.
+    source = torch.tensor([[cosine, -sine * height / width, 0.0], [sine * width / height, cosine, 0.0]])
+    turned = np.empty_like(images)
+    for start in range(0, len(images), _BATCH):
+        pixels_B1HW = torch.from_numpy(images[start : start + _BATCH].astype(np.float32))[:, None]
+        grid_BHW2 = functional.affine_grid(
+            source.expand(len(pixels_B1HW), 2, 3), list(pixels_B1HW.shape), align_corners=False
+        )
+        turned_B1HW = functional.grid_sample(pixels_B1HW, grid_BHW2, mode="bilinear", align_corners=False)
+        turned[start : start + _BATCH] = turned_B1HW[:, 0].round().clamp(0, 255).to(torch.uint8).numpy()
+    return turned

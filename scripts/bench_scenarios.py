@@ -1,0 +1,285 @@
+"""Methods of continual learning on five scenarios: accuracy, forgetting, retention, memory, parameters, FLOPs.
+
+Three runs of each, every one with another order of classes, tasks or images, and another seed. Experts and the router
+stand on tap B4 at 64 pixels, calibrated on the first task. No setting was chosen on a test image: see
+`bench_scenarios_methods.py`. A sixth scenario repeats the protocol of Mammoth (github.com/aimagelab/mammoth) on raw
+pixels, whose figures ours are held against. The exit code is 0 if every target is met, 10 if one is missed.
+"""
+
+import argparse
+import functools
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+from bench_document import RESULTS, bench_document, say, write_document
+from bench_scenarios_methods import EXPERT_STEPS, Method, on_features, on_pixels
+from bench_scenarios_plot import draw
+
+from experts.data.dataset import ImageDataset
+from experts.data.named import load_named
+from experts.errors import UndefinedFigure
+from experts.evaluation.cost import accuracy_per_kilobyte
+from experts.evaluation.features import FeatureStore
+from experts.evaluation.inputs import TrunkInputs
+from experts.evaluation.metrics import spread
+from experts.evaluation.runner import RunResult, kept_run, run_scenario, untrained_row
+from experts.evaluation.scenarios.base import Scenario
+from experts.evaluation.scenarios.registry import make_scenario
+from experts.trunk.base import set_normalisation
+from experts.trunk.efficientnet import load_efficientnet
+from meshnode.datasets import find_dataset
+from meshnode.errors import ExitCode
+
+TAP, PIXELS = "B4", 64
+
+PROTOCOL = "split-fashion-mnist-60k"
+"""On raw pixels alone, in label order."""
+
+SCENARIOS = ("split-fashion-mnist", "rotated-fashion-mnist", "split-mnist-5k", "split-digits", "four-sets", PROTOCOL)
+
+MAMMOTH = {"SGD": 19.9, "ER 200": 74.0, "ER 500": 77.6, "joint": 84.1}
+"""Accuracy of Mammoth's own code with its published arguments on `PROTOCOL`, as measured by this project."""
+
+MAMMOTH_WITHIN = 2.0
+
+MAMMOTH_SGD_TASK = 84.9
+"""Task-incremental accuracy of its SGD, likewise. Between two old classes a fine-tuned network answers by what is left
+of them, which differs by many points from seed to seed: so it is held against the spread of `SGD_SEEDS` runs."""
+
+SGD_SEEDS = 10
+
+EXPERTS_OVER_ARGMAX = 2.0
+"""Points by which routed experts must exceed the router alone on at least one scenario."""
+
+QUICK_TRAIN, QUICK_TEST = 300, 200
+"""Images a task."""
+
+QUICK_STEPS = 300
+"""Of distillation for each expert."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the script; returns its exit code."""
+    options = _parse(arguments)
+    torch.set_num_threads(1)
+    runs = {name: _run_all(name, options) for name in options.only}
+    document = _document(runs, options)
+    if options.write:
+        draw(document, write_document(document, "bench_scenarios").with_suffix(".png"))
+    print(json.dumps(document, indent=2) if options.json else _table(document))
+    return ExitCode.OK if all(target["met"] for target in document["targets"].values()) else ExitCode.CHECK_FAILED
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print the whole document instead of the table")
+    parser.add_argument("--quick", action="store_true", help=f"one run on {QUICK_TRAIN} images a task; a minute")
+    parser.add_argument("--write", action="store_true", help=f"also put it into {RESULTS.name}/, with a plot")
+    parser.add_argument("--runs", type=int, default=3, metavar="N", help="orders and seeds, from 0 (3)")
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), metavar="NAME")
+    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="keep finished runs there, and go on from them")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.runs = 1
+    if options.write and (options.quick or set(options.only) != set(SCENARIOS)):
+        parser.error("--write is for all figures: leave out --only and --quick")
+    return options
+
+
+def _run_all(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All methods on all orders of one scenario."""
+    store = FeatureStore(platformdirs.user_cache_path("modulemesh") / "features")
+    results: dict[str, list[RunResult]] = {}
+    untrained: dict[str, list[tuple[float, ...]]] = {}
+    methods: list[Method] = []
+    for number in range(options.runs):
+        scenario = make_scenario(name, load, order=0 if name == PROTOCOL else number)
+        if options.quick:
+            scenario = scenario.limited(QUICK_TRAIN, QUICK_TEST)
+        methods = on_pixels(scenario, published=name == PROTOCOL)
+        if name != PROTOCOL:
+            say(f"{name}, order {number}: features")
+            inputs = trunk_inputs(scenario, store)
+            # Before the methods, so that no method's seconds hold what the others find ready; its FLOPs do.
+            for task in scenario.tasks:
+                for part in (task.train, task.test):
+                    inputs(part.images)
+            methods += on_features(scenario, inputs, expert_steps=QUICK_STEPS if options.quick else EXPERT_STEPS)
+        for method in methods:
+            if method.name == "SGD":
+                untrained.setdefault(method.input, []).append(untrained_row(method.make(number), scenario))
+            result = _run(method, scenario, number, options.resume)
+            results.setdefault(f"{method.name}, {method.input}", []).append(result)
+    sgd_runs = list(results["SGD, pixels"]) if name == PROTOCOL else []
+    if name == PROTOCOL:
+        sgd_runs += [_run(methods[0], scenario, seed, options.resume) for seed in range(options.runs, SGD_SEEDS)]
+    return {
+        "results": results,
+        "sgd_task_accuracy": [100 * run.task_matrix.average_accuracy() for run in sgd_runs],
+        "untrained": untrained,
+        "grows": scenario.kind == "class-incremental",
+        "kind": scenario.kind,
+        "settings": {f"{method.name}, {method.input}": method.settings for method in methods},
+    }
+
+
+def _run(method: Method, scenario: Scenario, seed: int, folder: Path | None) -> RunResult:
+    terms = (scenario.digest(), method.input, method.name, method.settings, str(seed), TAP, str(PIXELS))
+    began_s = time.perf_counter()
+    result = kept_run(folder, terms, lambda: run_scenario(method.make(seed), scenario))
+    accuracy, took_s = 100 * result.matrix.average_accuracy(), time.perf_counter() - began_s
+    say(f"{scenario.name}, seed {seed}: {method.name}, {method.input}: {accuracy:.1f} in {took_s:.1f} s")
+    return result
+
+
+@functools.cache
+def load(name: str) -> tuple[ImageDataset, ImageDataset]:
+    """Training and test part of a data set, wherever it is on this machine."""
+    return load_named(name, find_dataset(name))
+
+
+def trunk_inputs(scenario: Scenario, store: FeatureStore) -> TrunkInputs:
+    """Features of a trunk that is calibrated on the training images of the scenario's first task."""
+    trunk = load_efficientnet(TAP, pixels=PIXELS)
+    set_normalisation(trunk, [store.section(trunk, scenario.tasks[0].train.images)])
+    return TrunkInputs(trunk, store.features)
+
+
+def _document(runs: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    matrices: dict[str, Any] = {}
+    for name, run in runs.items():
+        figures[name] = {row: _figures(row, run) for row in run["results"]}
+        matrices[name] = {row: [result.matrix.rows() for result in results] for row, results in run["results"].items()}
+    sgd_task = runs[PROTOCOL]["sgd_task_accuracy"] if PROTOCOL in runs else []
+    targets = _targets(figures, sgd_task)
+    words = ["python scripts/bench_scenarios.py", *(["--quick"] if options.quick else [])]
+    words += [f"--runs {options.runs}"] if not options.quick and options.runs != 3 else []
+    words += [f"--only {' '.join(options.only)}"] if set(options.only) != set(SCENARIOS) else []
+    measured = {
+        "trunk": {"tap": TAP, "pixels": PIXELS},
+        "settings": {name: run["settings"] for name, run in runs.items()},
+        "untrained": {name: run["untrained"] for name, run in runs.items()},
+        "sgd_task_accuracy": sgd_task,
+        "accuracy_matrices": matrices,
+    }
+    seeds = range(max(options.runs, len(sgd_task)))
+    return bench_document(" ".join(words), seeds, figures, targets=targets, measured=measured, digits=4)
+
+
+def _figures(row: str, run: Mapping[str, Any]) -> dict[str, Any]:
+    """One row's: percent where it is an accuracy, means over the runs, and the deviation of the accuracy."""
+    results: list[RunResult] = run["results"][row]
+    joints: list[RunResult] = run["results"][f"joint, {row.rpartition(', ')[2]}"]
+    accuracy = spread([100 * result.matrix.average_accuracy() for result in results])
+    of_tasks = spread([100 * result.task_matrix.average_accuracy() for result in results])
+    costs = [result.costs for result in results]
+    kept_bytes = max(cost.kept_bytes for of_run in costs for cost in of_run)
+    peaks = [cost.peak_memory_bytes for of_run in costs for cost in of_run]
+    return {
+        "accuracy": accuracy.mean,
+        "std": accuracy.deviation,
+        "task_accuracy": of_tasks.mean,
+        "task_std": of_tasks.deviation,
+        "forgetting": spread([100 * result.matrix.forgetting() for result in results]).mean,
+        "excess_forgetting": spread(
+            [100 * result.matrix.excess_forgetting(joint.matrix) for result, joint in zip(results, joints, strict=True)]
+        ).mean,
+        "retention": spread([result.matrix.mean_retention() for result in results]).mean,
+        "least_retention": min(result.matrix.least_retention() for result in results),
+        "backward_transfer": spread([100 * result.matrix.backward_transfer() for result in results]).mean,
+        "forward_transfer": _forward_transfer(results, run, row.rpartition(", ")[2]),
+        "kept_kb": kept_bytes / 1000,
+        "points_per_kept_kb": accuracy_per_kilobyte(accuracy.mean / 100, kept_bytes) if kept_bytes else None,
+        "sent_kb": spread([sum(cost.sent_bytes for cost in of_run) / 1000 for of_run in costs]).mean,
+        "parameters": costs[0][-1].num_parameters,
+        "parameters_added_last": costs[0][-1].parameters_added,
+        "parameters_updated_last": costs[0][-1].parameters_updated,
+        "gflops": spread([sum(cost.flops for cost in of_run) / 1e9 for of_run in costs]).mean,
+        "seconds": spread([sum(cost.seconds for cost in of_run) for of_run in costs]).mean,
+        "peak_mb": None if None in peaks else max(peak for peak in peaks if peak is not None) / 1e6,
+    }
+
+
+def _forward_transfer(results: Sequence[RunResult], run: Mapping[str, Any], kind: str) -> float | None:
+    """Over the untrained network that the methods of this input begin with."""
+    try:
+        return spread(
+            [
+                100 * result.matrix.forward_transfer(row, classes_grow=run["grows"])
+                for result, row in zip(results, run["untrained"][kind], strict=True)
+            ]
+        ).mean
+    except UndefinedFigure:
+        return None
+
+
+def _targets(figures: Mapping[str, Any], sgd_task: Sequence[float]) -> dict[str, Any]:
+    targets: dict[str, Any] = {}
+    gains = {name: _gains(rows) for name, rows in figures.items() if "routed experts, trunk" in rows}
+    if gains:
+        best = max(gains, key=lambda name: gains[name]["router argmax"])
+        targets["routed_experts_over_router_argmax"] = {
+            "target": f">= {EXPERTS_OVER_ARGMAX:g} over the strongest router alone on one scenario",
+            "met": any(min(over.values()) >= EXPERTS_OVER_ARGMAX for over in gains.values()),
+            "best": best,
+            "points": gains,
+        }
+    for name, reference in MAMMOTH.items() if PROTOCOL in figures else ():
+        accuracy = figures[PROTOCOL][f"{name}, pixels"]["accuracy"]
+        targets[f"{PROTOCOL}: {name}"] = {
+            "target": f"{reference:g} +- {MAMMOTH_WITHIN:g}",
+            "met": abs(accuracy - reference) <= MAMMOTH_WITHIN,
+            "points": accuracy - reference,
+        }
+    if sgd_task:
+        targets[f"{PROTOCOL}: SGD, task-incremental"] = {
+            "target": f"{MAMMOTH_SGD_TASK:g} within the spread of {len(sgd_task)} seeds",
+            "met": min(sgd_task) <= MAMMOTH_SGD_TASK <= max(sgd_task),
+            "points": {"least": min(sgd_task), "mean": spread(sgd_task).mean, "most": max(sgd_task)},
+        }
+    return targets
+
+
+def _gains(rows: Mapping[str, Any]) -> dict[str, float]:
+    """Points of the routed experts over each router alone, the one with columns of every domain included."""
+    return {
+        row.removesuffix(", trunk"): rows["routed experts, trunk"]["accuracy"] - of_row["accuracy"]
+        for row, of_row in rows.items()
+        if row.startswith("router argmax")
+    }
+
+
+def _table(document: Mapping[str, Any]) -> str:
+    lines = []
+    for name, rows in document["figures"].items():
+        lines += [
+            "",
+            f"{name:<32}  accuracy         task-IL          forget excess retain least  kept kB  parameters  gflops",
+        ]
+        for row, of_row in rows.items():
+            lines.append(
+                f"{row:<32} {_with_std(of_row['accuracy'], of_row['std'])} "
+                f"{_with_std(of_row['task_accuracy'], of_row['task_std'])} "
+                f"{of_row['forgetting']:7.2f} {of_row['excess_forgetting']:6.2f} "
+                f"{of_row['retention']:6.3f} {of_row['least_retention']:5.2f} {of_row['kept_kb']:8.0f} "
+                f"{of_row['parameters']:11,d} {of_row['gflops']:7.0f}"
+            )
+    lines.append("")
+    for name, target in document["targets"].items():
+        lines.append(f"{name}: {target['target']}: {'met' if target['met'] else 'MISSED'} ({target['points']})")
+    return "\n".join(lines[1:])
+
+
+def _with_std(value: float, deviation: float | None) -> str:
+    return f"{value:6.2f}{'' if deviation is None else f' +- {deviation:.2f}':<9}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
