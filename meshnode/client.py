@@ -94,9 +94,14 @@ class MeshClient:
                     mesh, _ = await pull_mesh(state, transport, wanted=mesh_id, timeout_s=CALL_TIMEOUT_S)
             except TimeoutError as exc:
                 raise Timeout("joining a mesh", timeout_s) from exc
-            directory = Directory(transport, mesh.mesh_id, refresh_s=REFRESH_S, genuine=mesh.describes)
+            directory = Directory(transport, mesh.mesh_id, refresh_s=REFRESH_S, objection=mesh.objection_to)
             contributions = Contributions(
-                state, compute, mesh.mesh_id, router_config(mesh.spec.router), feature_dim=mesh.spec.feature_dim
+                state,
+                compute,
+                mesh.mesh_id,
+                router_config(mesh.spec.router),
+                feature_dim=mesh.spec.feature_dim,
+                fingerprint=mesh.fingerprint,
             )
             inference = RoutedInference(mesh, lambda: contributions.view, directory, transport, compute)
             client = cls(mesh, directory, contributions, inference, transport)

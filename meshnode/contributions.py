@@ -1,7 +1,7 @@
-"""The router of a node: its own and its peers' statistics, kept apart by contributor, merged and solved anew.
+"""The router of a node: its own and its peers' statistics, kept apart by contributor, summed and solved anew.
 
 Each contribution is signed by its contributor, so that any peer can pass it on. It counts once however often it
-arrives, and in the order of its key whenever it arrives, so all peers that hold the same set hold the same router.
+arrives, and the sum is exact, so all peers that hold the same set hold the same router, in whatever order it came.
 """
 
 import asyncio
@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from experts.errors import NotPositiveDefinite, UnsafeStatistics
+from experts.router.exact import ExactSum
 from experts.router.ridge import RidgeRouter, RouterConfig, solve_ridge
-from experts.router.statistics import ClassStatistics, sum_contributions
+from experts.router.statistics import ClassStatistics
 from meshnode.blobs import fetch_blob
 from meshnode.compute import Compute
 from meshnode.directory import Directory
@@ -55,18 +56,26 @@ class Contributions:
         mesh_id: Contributions to any other mesh are refused: their features mean something else.
         config: How the router is solved.
         feature_dim: D of the mesh's trunk; statistics of any other can never be summed with these.
+        fingerprint: Of the mesh's features, as `statistics_fingerprint` names them; nor can those of any other.
     """
 
     def __init__(
-        self, state: State, compute: Compute, mesh_id: MeshId, config: RouterConfig, *, feature_dim: int
+        self,
+        state: State,
+        compute: Compute,
+        mesh_id: MeshId,
+        config: RouterConfig,
+        *,
+        feature_dim: int,
+        fingerprint: str,
     ) -> None:
         self._state = state
         self._compute = compute
         self._mesh_id = mesh_id
         self._config = config
-        self._feature_dim = feature_dim
         self._held: dict[ContributionKey, tuple[RouterContribution, bytes]] = {}
-        self._statistics: dict[ContributionKey, ClassStatistics] = {}
+        self._sum = ExactSum(feature_dim, fingerprint=fingerprint)
+        """Of what is held, whose bytes stay on the disk; touched in the compute thread only."""
         self._taken: dict[PeerId, Digest] = {}
         self._adding = asyncio.Lock()
         self._solving = asyncio.Lock()
@@ -146,15 +155,22 @@ class Contributions:
             await self._publish_index()
 
     async def _hold(self, contribution: RouterContribution, sealed: bytes, statistics: bytes) -> None:
-        parsed = await self._compute.run_own(ClassStatistics.from_bytes, statistics)
+        key = (contribution.peer_id, contribution.task)
+        replaced = self._held.get(key)
+        await self._compute.run_own(self._add_to_sum, contribution, statistics, replaced[0] if replaced else None)
+        self._held[key] = (contribution, sealed)
+        self._stale = True
+
+    def _add_to_sum(
+        self, contribution: RouterContribution, statistics: bytes, replaced: RouterContribution | None
+    ) -> None:
+        parsed = ClassStatistics.from_bytes(statistics)
         if dict(parsed.counts) != contribution.samples:
             raise UnsafeStatistics("the statistics count other samples than their signed contribution")
-        if parsed.feature_dim != self._feature_dim:
-            raise UnsafeStatistics(f"{parsed.feature_dim} features, the mesh's trunk has {self._feature_dim}")
-        key = (contribution.peer_id, contribution.task)
-        self._held[key] = (contribution, sealed)
-        self._statistics[key] = parsed
-        self._stale = True
+        if replaced is None:
+            self._sum.add(parsed)
+        else:
+            self._sum.replace(ClassStatistics.from_bytes(self._state.blobs.get(replaced.statistics)), parsed)
 
     async def _publish_index(self) -> None:
         if self._held:
@@ -167,15 +183,15 @@ class Contributions:
     async def solve(self) -> None:
         """Merge and solve, unless nothing was added since the last time. The old router serves meanwhile."""
         async with self._solving:
-            if not self._stale or not self._statistics:
+            if not self._stale or not self._held:
                 return
             self._stale = False
             try:
-                self.view = await self._compute.run_own(_solve, dict(self._statistics), self._config)
+                self.view = await self._compute.run_own(self._solve)
             except NotPositiveDefinite as failure:
                 log.error("the router keeps its last solution", reason=str(failure))
 
-
-def _solve(statistics: Mapping[ContributionKey, ClassStatistics], config: RouterConfig) -> RouterView:
-    merged = sum_contributions(statistics)
-    return RouterView(router=solve_ridge(merged, config), contributions=len(statistics), samples=dict(merged.counts))
+    def _solve(self) -> RouterView:
+        merged = self._sum.statistics()
+        router = solve_ridge(merged, self._config)
+        return RouterView(router=router, contributions=self._sum.num_parts, samples=dict(merged.counts))

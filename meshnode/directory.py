@@ -15,14 +15,15 @@ from protocol.errors import MalformedIdentifier, RecordRefused
 from protocol.identifiers import ExpertUid, MeshId, PeerId, parse_peer_id
 from protocol.records import ExpertAdvert, PeerRecord, RecordBook, record_key
 
-__all__ = ["Directory", "ExpertListing", "Replica"]
+__all__ = ["Directory", "ExpertListing", "LeftOut", "Replica"]
 
 FAILURE_MEMORY_S = 5.0
 """A peer that failed is tried last for this long; then it may have come back."""
 
 log = get_logger(__name__)
 
-IsGenuine = Callable[[ExpertAdvert], bool]
+Objection = Callable[[ExpertAdvert], str | None]
+"""Why an advertised expert does not count here; None if it does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +44,15 @@ class ExpertListing:
     replicas: tuple[Replica, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOut:
+    """An advertised expert that does not count."""
+
+    uid: ExpertUid
+    peer_name: str
+    reason: str
+
+
 class Directory:
     """The node's view of the mesh.
 
@@ -50,7 +60,7 @@ class Directory:
         transport: Where records are looked up.
         mesh_id: The mesh whose records count.
         refresh_s: Seconds between two look-ups of `run`.
-        genuine: Whether an advert's uid is that of the expert it describes; others do not count.
+        objection: Tells of each advert why it does not count, if it does not; it is then left out, and said once.
         telemetry: Is told of peers that come and go.
     """
 
@@ -60,7 +70,7 @@ class Directory:
         mesh_id: MeshId,
         *,
         refresh_s: float,
-        genuine: IsGenuine,
+        objection: Objection,
         telemetry: Telemetry | None = None,
     ) -> None:
         self._transport = transport
@@ -71,7 +81,8 @@ class Directory:
         """Names of the live peers but this node, as of the last look-up."""
         self._mesh_id = mesh_id
         self._refresh_s = refresh_s
-        self._genuine = genuine
+        self._objection = objection
+        self._left_out: tuple[LeftOut, ...] = ()
         self._book = RecordBook(mesh_id)
         self._failed_at: dict[PeerId, float] = {}
         self.refreshed = asyncio.Event()
@@ -126,14 +137,29 @@ class Directory:
 
     def _list(self, records: tuple[PeerRecord, ...]) -> Mapping[ExpertUid, ExpertListing]:
         replicas: dict[ExpertUid, list[Replica]] = {}
+        left_out: list[LeftOut] = []
         for record in records:
-            for advert in filter(self._genuine, record.experts):
+            for advert in record.experts:
+                reason = self._objection(advert)
+                if reason is not None:
+                    left_out.append(LeftOut(uid=advert.uid, peer_name=record.peer_name, reason=reason))
+                    continue
                 replica = Replica(peer_id=record.peer_id, peer_name=record.peer_name, advert=advert)
                 replicas.setdefault(advert.uid, []).append(replica)
+        for news in set(left_out) - set(self._left_out):
+            log.warning(
+                "an advertised expert is left out", expert=news.uid, peer_name=news.peer_name, reason=news.reason
+            )
+        self._left_out = tuple(left_out)
         return {
             uid: ExpertListing(uid=uid, classes=held[0].advert.classes, replicas=tuple(held))
             for uid, held in sorted(replicas.items())
         }
+
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Adverts that do not count, each with the reason."""
+        self.experts()
+        return self._left_out
 
     def note_failure(self, peer_id: PeerId) -> None:
         self._failed_at[peer_id] = self._transport.now_s()

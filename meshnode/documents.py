@@ -9,7 +9,15 @@ from meshnode.inference import Prediction
 from meshnode.runtime import MeshRuntime
 from protocol.identifiers import PeerId
 
-__all__ = ["averaging_document", "expert_documents", "infer_document", "peer_documents", "training_document"]
+__all__ = [
+    "averaging_document",
+    "expert_documents",
+    "infer_document",
+    "left_out_documents",
+    "peer_documents",
+    "specialization_document",
+    "training_document",
+]
 
 
 def infer_document(prediction: Prediction) -> dict[str, Any]:
@@ -64,11 +72,29 @@ def expert_documents(runtime: MeshRuntime, *, local: bool) -> list[dict[str, Any
     ]
 
 
+def specialization_document(runtime: MeshRuntime) -> dict[str, Any]:
+    """Who works for which class, as last measured on the tasks learned here."""
+    measured = runtime.trainer.specialization
+    return {
+        "schema": "meshnode.specialization/1",
+        "tasks": runtime.learned_tasks(),
+        "measured": None if measured is None else measured.to_dict(),
+    }
+
+
+def left_out_documents(runtime: MeshRuntime) -> list[dict[str, Any]]:
+    """Experts that this node cannot use, advertised by peers or kept in its own state, each with the reason."""
+    return [
+        {"uid": entry.uid, "name": entry.peer_name, "reason": entry.reason} for entry in runtime.directory.left_out()
+    ] + [{"uid": uid, "name": "self", "reason": reason} for uid, reason in sorted(runtime.host.unusable.items())]
+
+
 def _expert_document(runtime: MeshRuntime, listing: ExpertListing, *, local: bool) -> dict[str, Any]:
     advert = listing.replicas[0].advert
     return {
         "uid": listing.uid,
-        "kind": advert.kind,
+        "kind": advert.form.kind,
+        "config": advert.form.config,
         "classes": list(listing.classes),
         "replicas": [
             {
@@ -80,7 +106,7 @@ def _expert_document(runtime: MeshRuntime, listing: ExpertListing, *, local: boo
             for replica in listing.replicas
         ],
         "local": local,
-        "parameters": runtime.mesh.architecture(advert.hidden, len(advert.classes)).num_parameters,
+        "parameters": runtime.mesh.architecture(advert.form, len(advert.classes)).num_parameters,
     }
 
 
@@ -116,9 +142,11 @@ def training_document(runtime: MeshRuntime) -> dict[str, Any]:
         "done": status.done,
         "total": status.total,
         "loss": status.loss,
+        "left_s": status.left_s,
         "replay_samples": status.replay_samples,
         "unreadable": dict(status.unreadable),
         "failed": dict(status.failed),
+        "unusable_teachers": dict(status.unusable_teachers),
         "restarts": status.restarts,
         "pid": status.pid,
         "learned": runtime.learned_tasks(),

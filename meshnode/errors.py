@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from protocol.errors import ErrorCode, ModuleMeshError
+from protocol.identifiers import MeshId
 
 __all__ = [
     "AlreadyRunning",
@@ -18,6 +19,7 @@ __all__ = [
     "EXIT_CODES",
     "ExitCode",
     "IdentityUnusable",
+    "MeshUnreadable",
     "NoSuchPeerOrExpert",
     "NodeError",
     "PortInUse",
@@ -188,6 +190,20 @@ class StateUnreadable(NodeError):
             hint="Restore it from a backup, or move its folder away; the identity is kept elsewhere.",
         )
         self.path = path
+        self.reason = reason
+
+
+class MeshUnreadable(NodeError):
+    """The home belongs to the mesh ``mesh_id``, and what it keeps of it is damaged or of another version."""
+
+    code = "mesh_unreadable"
+
+    def __init__(self, mesh_id: MeshId, reason: str) -> None:
+        super().__init__(
+            f"the mesh {mesh_id} of this home cannot be read: {reason}",
+            hint="Found or join a mesh of this version with another --home; its identity.key may be taken along.",
+        )
+        self.mesh_id = mesh_id
         self.reason = reason
 
 

@@ -1,41 +1,60 @@
 """Founding a mesh: its trunk is made and calibrated from one task file, its spec written once and for all."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from experts.data.npz import load_task
-from experts.errors import ExpertsError
+from experts.errors import ExpertsError, UnknownArchitecture
 from experts.trunk.base import Trunk, calibrate
 from experts.trunk.codec import trunk_to_bytes
 from experts.trunk.efficientnet import load_efficientnet
 from experts.trunk.images import prepare_images
 from experts.trunk.whitened import WhitenedConfig, fit_whitened
 from meshnode.errors import Refused, ResourceAbsent
+from meshnode.forms import DEFAULT_KIND, chosen_form
 from meshnode.home import Home
 from meshnode.lock import DaemonLock
 from meshnode.mesh import MESH_SETTING
 from meshnode.state.state import State
 from protocol.identifiers import MeshId
-from protocol.spec import ImageInput, MeshSpec, encode_spec, mesh_id_of
+from protocol.spec import ExpertForm, ImageInput, MeshSpec, encode_spec, mesh_id_of
 
-__all__ = ["found_mesh"]
+__all__ = ["Founding", "found_mesh"]
 
 PATCH_SEED = 0
 """Which patches of the founder's data become filters; recorded in the trunk by its digest."""
 
 
-def found_mesh(home: Home, *, name: str, data: Path, trunk: str, pixels: int) -> MeshId:
+_MAP_SIDES = {"efficientnet-b4": 4, "efficientnet-e5": 3, "whitened": WhitenedConfig().pool}
+"""Width and height of the map that a trunk flattens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Founding:
+    """What a new mesh is to be."""
+
+    name: str
+    """For people."""
+    data: Path
+    """Task file; what the trunk's m, s and patches reveal of it becomes public."""
+    trunk: str = "whitened"
+    """``whitened``, ``efficientnet-b4`` or ``efficientnet-e5``."""
+    pixels: int = 32
+    """Width and height that images are resized to."""
+    expert: str = DEFAULT_KIND
+    """Kind of newly spawned experts, of the registry."""
+    expert_settings: Mapping[str, object] = field(default_factory=dict)
+    """Of that kind, by name; those not given have their usual values."""
+
+
+def found_mesh(home: Home, founding: Founding) -> MeshId:
     """Make a mesh from a task file and keep its spec and trunk in this home, which belongs to it from then on.
 
-    Args:
-        name: The mesh's name for people.
-        data: Task file; what the trunk's m, s and patches reveal of it becomes public.
-        trunk: ``whitened``, ``efficientnet-b4`` or ``efficientnet-e5``.
-        pixels: Width and height that images are resized to.
-
     Raises:
-        Refused: The home already belongs to a mesh.
+        Refused: The home already belongs to a mesh, or there are no such experts.
         ResourceAbsent: The file or an optional package cannot be used.
         AlreadyRunning: A daemon runs on this home.
     """
@@ -44,19 +63,21 @@ def found_mesh(home: Home, *, name: str, data: Path, trunk: str, pixels: int) ->
         if existing is not None:
             raise Refused(f"this home already belongs to mesh {existing}", hint="Found another mesh in another --home.")
         try:
-            images = load_task(data)
-            channels = 3 if trunk.startswith("efficientnet") else images.channels
-            made = _make_trunk(trunk, prepare_images(images.images, channels, pixels))
+            images = load_task(founding.data)
+            channels = 3 if founding.trunk.startswith("efficientnet") else images.channels
+            made = _make_trunk(founding.trunk, prepare_images(images.images, channels, founding.pixels))
         except ExpertsError as exc:
-            raise ResourceAbsent(f"no mesh can be founded on {data}: {exc}") from exc
+            raise ResourceAbsent(f"no mesh can be founded on {founding.data}: {exc}") from exc
+        form = _form(founding, made)
         trunk_digest = state.blobs.put(trunk_to_bytes(made))
         classes = ", ".join(f"{label} ({count})" for label, count in images.class_counts.items())
         spec = encode_spec(
             MeshSpec(
-                name=name,
-                input=ImageInput(channels=channels, pixels=pixels),
+                name=founding.name,
+                input=ImageInput(channels=channels, pixels=founding.pixels),
                 trunk=trunk_digest,
                 feature_dim=made.feature_dim,
+                expert=form,
                 calibration=f"m and s: {len(images)} images of the founder's: {classes}"[:2048],
             )
         )
@@ -73,3 +94,24 @@ def _make_trunk(kind: str, images_BCHW: torch.Tensor) -> Trunk:
         made = load_efficientnet(kind.removeprefix("efficientnet-").upper(), pixels=images_BCHW.shape[-1])
     calibrate(made, images_BCHW)
     return made
+
+
+def _form(founding: Founding, trunk: Trunk) -> ExpertForm:
+    try:
+        return chosen_form(
+            founding.expert,
+            founding.expert_settings,
+            feature_dim=trunk.feature_dim,
+            feature_map=_feature_map(founding, trunk),
+        )
+    except UnknownArchitecture as exc:
+        raise Refused(
+            f"no mesh of such experts: {exc}",
+            hint="`meshnode init --help` tells of --expert and of --expert-set NAME=VALUE, a setting of the kind.",
+        ) from exc
+
+
+def _feature_map(founding: Founding, trunk: Trunk) -> tuple[int, int, int] | None:
+    """Channels, height and width of what the trunk flattened; None if that is no one map."""
+    side = _MAP_SIDES.get(founding.trunk)
+    return None if side is None else (trunk.feature_dim // side**2, side, side)

@@ -4,6 +4,7 @@ What adds up over time and is kept nowhere else is in `meshnode.telemetry.instru
 label: the mesh decides how many there are.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -145,6 +146,15 @@ def _replicas_min(node: NodeParts) -> Iterable[Sample]:
         yield (), min(replicas)
 
 
+def _specialization(node: NodeParts) -> Iterable[Sample]:
+    measured = node.runtime.trainer.specialization if node.runtime else None
+    if node.runtime and measured:
+        hosted = node.runtime.host.experts
+        for uid, entropy in zip(measured.uids, measured.entropies.tolist(), strict=True):
+            if uid in hosted and not math.isnan(entropy):  # an expert that gets no gate mass has no entropy
+                yield (uid[:12],), entropy
+
+
 def _loss(node: NodeParts) -> Iterable[Sample]:
     status = node.runtime.trainer.status if node.runtime else None
     if status and status.stage == "distil" and status.loss is not None:
@@ -191,6 +201,12 @@ _METRICS = (
     _Read("peers", "Live peers of the mesh, this node left out.", (), _peers),
     _Read("experts", "Experts hosted here (local) or advertised by any peer (mesh).", ("scope",), _experts),
     _Read("expert_replicas_min", "Replicas of the mesh's rarest expert; absent without any.", (), _replicas_min),
+    _Read(
+        "expert_specialization_nats",
+        "S(E_i) of each expert hosted here, on tasks learned here; 0 if it works for one class, absent without gates.",
+        ("expert",),
+        _specialization,
+    ),
     _Read("distill_loss", "Mean loss of the last hundred distillation steps; absent between tasks.", (), _loss),
     _Read(
         "averaging_rounds_total",

@@ -18,13 +18,19 @@ from torch import nn
 from experts.architectures.base import Architecture, probabilities
 from experts.architectures.registry import architecture_from_config
 from experts.checkpoint import flat_parameters, load_flat, load_weights, weights_to_bytes
+from experts.errors import ExpertsError
 from meshnode.compute import Compute
+from meshnode.forms import form_of
+from meshnode.logs import get_logger
+from meshnode.state.rows import Reached
 from meshnode.state.state import State
 from protocol.errors import UnknownExpert
 from protocol.identifiers import Digest, ExpertUid
 from protocol.records import ExpertAdvert
 
 __all__ = ["Answer", "ExpertHost", "HostedExpert"]
+
+log = get_logger(__name__)
 
 TRAINED = "trained"
 """Cause of generations that the group does not have yet; what a restart finds of this cause is still to be averaged."""
@@ -53,6 +59,8 @@ class HostedExpert:
     weights: Digest
     committed_at: float
     """When these parameters were committed, in seconds since the epoch."""
+    reached: Reached | None = None
+    """The last training run that these parameters hold: what an interrupted one goes on from."""
     dirty: bool = False
     """Whether it has learned anything since its last committed round."""
     deltas: list[np.ndarray] | None = None
@@ -60,11 +68,9 @@ class HostedExpert:
     changed: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def advert(self) -> ExpertAdvert:
-        config = self.architecture.to_config()
         return ExpertAdvert(
             uid=self.uid,
-            kind=self.architecture.kind,
-            hidden=int(str(config["hidden"])),
+            form=form_of(self.architecture),
             classes=self.classes,
             generation=self.generation,
             weights=self.weights,
@@ -85,6 +91,7 @@ class ExpertHost:
         self._compute = compute
         self._device = device
         self._experts: dict[ExpertUid, HostedExpert] = {}
+        self._unusable: dict[ExpertUid, str] = {}
         self.changed = asyncio.Event()
         """Set whenever a generation was committed; whoever waits clears it first."""
 
@@ -94,9 +101,14 @@ class ExpertHost:
             generation = self._state.current(row.uid)
             if generation is None:
                 continue
-            architecture = architecture_from_config(row.architecture)
-            module = architecture.build(row.uid)
-            load_weights(module, self._state.blobs.get(generation.digest))
+            try:
+                architecture = architecture_from_config(row.architecture)
+                module = architecture.build(row.uid)
+                load_weights(module, self._state.blobs.get(generation.digest))
+            except ExpertsError as failure:
+                self._unusable[row.uid] = str(failure)
+                log.warning("a kept expert cannot be served", expert=row.uid, reason=str(failure))
+                continue
             module.to(self._device)
             self._experts[row.uid] = HostedExpert(
                 uid=row.uid,
@@ -106,8 +118,14 @@ class ExpertHost:
                 generation=generation.number,
                 weights=generation.digest,
                 committed_at=generation.created_at,
+                reached=generation.reached,
                 dirty=generation.cause == TRAINED,
             )
+
+    @property
+    def unusable(self) -> Mapping[ExpertUid, str]:
+        """Experts in the state that this machine cannot build, such as of a kind whose package is gone: why not."""
+        return self._unusable
 
     @property
     def experts(self) -> Mapping[ExpertUid, HostedExpert]:
@@ -146,7 +164,13 @@ class ExpertHost:
     async def adopt(
         self, uid: ExpertUid, classes: tuple[str, ...], architecture: Architecture, weights: bytes | None
     ) -> HostedExpert:
-        """Host an expert from now on: with the given weights, or with the initial ones that its uid determines."""
+        """Host an expert from now on: with the given weights, or with the initial ones that its uid determines.
+
+        Raises:
+            UnknownArchitecture: No peer could be told of its form.
+            CorruptWeights: The weights are not its own.
+        """
+        form_of(architecture)  # what could not be advertised would end every record of this node
         module = architecture.build(uid)
         if weights is not None:
             load_weights(module, weights)
@@ -176,18 +200,18 @@ class ExpertHost:
         if uid in self._experts:
             self._experts[uid].deltas = None
 
-    async def checkpoint(self, uid: ExpertUid, vector: np.ndarray, *, deltas_applied: int, steps: int) -> None:
+    async def checkpoint(self, uid: ExpertUid, vector: np.ndarray, *, deltas_applied: int, reached: Reached) -> None:
         """Commit what the trainer has reached.
 
         Args:
             vector: Flat parameters, float32 ``(P,)``.
             deltas_applied: How many of this run's deltas the trainer had added by then.
-            steps: Steps of the run so far.
+            reached: The run, and its steps so far.
         """
         expert = self.get(uid)
         async with expert.changed:
             missed = (expert.deltas or [])[deltas_applied:]
-            await self._commit(expert, vector + sum(missed, np.zeros_like(vector)), cause=TRAINED, steps=steps)
+            await self._commit(expert, vector + sum(missed, np.zeros_like(vector)), cause=TRAINED, reached=reached)
             expert.dirty = True
 
     async def apply_delta(self, uid: ExpertUid, delta: np.ndarray, *, generation: int) -> bool:
@@ -207,20 +231,24 @@ class ExpertHost:
                 run.append(delta)
             # What was committed since the snapshot, a checkpoint for instance, is in no mean yet.
             expert.dirty = expert.generation != generation
-            await self._commit(expert, self.snapshot(uid) + delta, cause="averaged")
+            await self._commit(expert, self.snapshot(uid) + delta, cause="averaged", reached=expert.reached)
             return run is not None and run is expert.deltas
 
     def snapshot(self, uid: ExpertUid) -> np.ndarray:
         """The served parameters as one vector, float32 ``(P,)``."""
         return np.asarray(flat_parameters(self.get(uid).module).numpy())
 
-    async def _commit(self, expert: HostedExpert, vector: np.ndarray, *, cause: str, steps: int = 0) -> None:
+    async def _commit(
+        self, expert: HostedExpert, vector: np.ndarray, *, cause: str, reached: Reached | None = None
+    ) -> None:
         """Write a generation, then serve it: what is advertised can be served, and survives a kill."""
         module = expert.architecture.build(expert.uid)
         load_flat(module, torch.from_numpy(vector))
         data = weights_to_bytes(module)
         module.to(self._device)
-        generation = await asyncio.to_thread(self._state.commit_generation, expert.uid, data, cause=cause, steps=steps)
+        generation = await asyncio.to_thread(
+            self._state.commit_generation, expert.uid, data, cause=cause, reached=reached
+        )
         expert.module, expert.generation, expert.weights = module, generation.number, generation.digest
-        expert.committed_at = generation.created_at
+        expert.committed_at, expert.reached = generation.created_at, reached
         self.changed.set()

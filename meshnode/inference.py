@@ -35,6 +35,9 @@ from protocol.tensors import require_tensor
 
 __all__ = ["Call", "Prediction", "RoutedInference"]
 
+_ROUNDING = 1e-3
+"""By how much an answer's probabilities may miss a sum of 1: 256 in float32 are far closer."""
+
 ATTEMPT_SHARE = 0.4
 """Share of the deadline that one silent replica may cost: two can be silent and a third still answers in time."""
 
@@ -220,6 +223,9 @@ class RoutedInference:
             raise NotReady("the peer answered for other classes than it advertises")
         shape = (len(features_BD), len(listing.classes))
         probabilities = require_tensor(reply.tensors, "probabilities", dtype="float32", shape=shape, finite=True)
+        # Any other numbers would outvote every expert that keeps to them.
+        if (probabilities < 0).any() or (abs(probabilities.sum(axis=1) - 1) > _ROUNDING).any():
+            raise NotReady("the peer's answer is no distribution over its classes")
         return probabilities.copy(), listing.classes
 
 

@@ -8,20 +8,31 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experts.architectures.mlp import MlpArchitecture
+from experts.architectures.base import Architecture
 from experts.errors import ExpertsError
+from experts.router.fingerprint import statistics_fingerprint
 from experts.trunk.base import Trunk
 from experts.trunk.codec import trunk_from_bytes
 from meshnode.blobs import fetch_blob
+from meshnode.errors import MeshUnreadable
+from meshnode.forms import architecture_of
 from meshnode.logs import get_logger
 from meshnode.state.state import State
 from meshnode.transport.interface import Transport
-from protocol.errors import MalformedMessage, MalformedSpec, MeshMismatch, ModuleMeshError, RefusedInput
+from protocol.errors import (
+    BlobCorrupt,
+    MalformedMessage,
+    MalformedSpec,
+    MeshMismatch,
+    ModuleMeshError,
+    RefusedInput,
+    UnknownBlob,
+)
 from protocol.framing import Frame
 from protocol.identifiers import Digest, ExpertUid, MeshId, PeerId, expert_uid
 from protocol.messages import Hello, HelloReply
 from protocol.records import ExpertAdvert
-from protocol.spec import MeshSpec, decode_spec
+from protocol.spec import ExpertForm, MeshSpec, decode_spec
 
 __all__ = ["MESH_SETTING", "Mesh", "load_mesh", "pull_mesh"]
 
@@ -41,33 +52,56 @@ class Mesh:
     spec: MeshSpec
     trunk: Trunk
 
-    def architecture(self, hidden: int, num_classes: int) -> MlpArchitecture:
-        """The architecture of this mesh's experts with so many hidden units and classes.
+    @property
+    def fingerprint(self) -> str:
+        """Of statistics over this mesh's features, which are those of its trunk."""
+        return statistics_fingerprint(self.spec.trunk, b"")
+
+    def architecture(self, form: ExpertForm, num_classes: int) -> Architecture:
+        """The architecture of this form for so many classes, reading this mesh's features.
 
         Raises:
-            SettingOutOfRange: There is none such.
+            UnknownArchitecture: There is none such on this machine.
         """
-        return MlpArchitecture(feature_dim=self.spec.feature_dim, hidden=hidden, num_classes=num_classes)
+        return architecture_of(form, num_classes=num_classes, feature_dim=self.spec.feature_dim)
 
-    def uid_of(self, classes: tuple[str, ...], *, hidden: int) -> ExpertUid:
-        """The uid that an expert for these classes has by definition."""
-        return expert_uid(self.mesh_id, Digest(self.architecture(hidden, len(classes)).digest()), classes)
+    def uid_of(self, classes: tuple[str, ...], form: ExpertForm) -> ExpertUid:
+        """The uid that an expert of this form for these classes has by definition.
 
-    def describes(self, advert: ExpertAdvert) -> bool:
-        """Whether an advert's uid is that of the expert it describes: nobody can advertise one as another."""
+        Raises:
+            UnknownArchitecture: As `architecture`.
+            RefusedInput: No expert can have these classes.
+        """
+        return expert_uid(self.mesh_id, Digest(self.architecture(form, len(classes)).digest()), classes)
+
+    def objection_to(self, advert: ExpertAdvert) -> str | None:
+        """Why an advertised expert does not count here; None if its uid is that of the expert it describes.
+
+        Nobody can so advertise one expert as another, nor one that this machine could not build.
+        """
         try:
-            return self.uid_of(advert.classes, hidden=advert.hidden) == advert.uid
-        except (ExpertsError, RefusedInput):
-            return False
+            if self.uid_of(advert.classes, advert.form) == advert.uid:
+                return None
+        except (ExpertsError, RefusedInput) as refusal:
+            return str(refusal)
+        return "its uid is not that of its form, classes and mesh"
 
 
 def load_mesh(state: State) -> Mesh | None:
-    """The mesh this home belongs to, from its own blobs; None before it belongs to any."""
+    """The mesh this home belongs to, from its own blobs; None before it belongs to any.
+
+    Raises:
+        MeshUnreadable: This version of the program cannot follow its spec or build its trunk.
+    """
     mesh_id = state.get_setting(MESH_SETTING)
     if mesh_id is None:
         return None
-    spec = decode_spec(state.blobs.get(Digest(mesh_id)))
-    return Mesh(mesh_id=MeshId(mesh_id), spec=spec, trunk=trunk_from_bytes(state.blobs.get(spec.trunk)))
+    try:
+        spec = decode_spec(state.blobs.get(Digest(mesh_id)))
+        trunk = trunk_from_bytes(state.blobs.get(spec.trunk))
+    except (UnknownBlob, BlobCorrupt, MalformedSpec, ExpertsError) as exc:
+        raise MeshUnreadable(MeshId(mesh_id), str(exc)) from exc
+    return Mesh(mesh_id=MeshId(mesh_id), spec=spec, trunk=trunk)
 
 
 async def pull_mesh(

@@ -31,7 +31,7 @@ class MqttDocuments:
             "state": status["state"],
             "reason": status["reason"],
             "peers": status["peers"],
-            "experts": status["experts"],
+            "experts": {name: status["experts"][name] for name in ("local", "mesh")},
             "training": {name: training.get(name) for name in ("state", "reason", "task", "stage")},
         }
 

@@ -24,8 +24,7 @@ from meshnode.telemetry import Telemetry
 from meshnode.trainer.service import LEARNED, Trainer, TrainerParts
 from meshnode.transport.interface import Transport
 from protocol.identifiers import ExpertUid
-from protocol.limits import MAX_EXPERTS_PER_RECORD
-from protocol.records import PeerRecord
+from protocol.records import PeerRecord, fitting
 from protocol.signing import SigningKey
 from protocol.spec import RouterSettings
 
@@ -83,11 +82,16 @@ class MeshRuntime:
         self._transport = transport
         self.mesh = mesh
         self.directory = Directory(
-            transport, mesh.mesh_id, refresh_s=config.net.refresh_s, genuine=mesh.describes, telemetry=telemetry
+            transport, mesh.mesh_id, refresh_s=config.net.refresh_s, objection=mesh.objection_to, telemetry=telemetry
         )
         self.host = ExpertHost(state, compute, device=device.used)
         self.contributions = Contributions(
-            state, compute, mesh.mesh_id, router_config(mesh.spec.router), feature_dim=mesh.spec.feature_dim
+            state,
+            compute,
+            mesh.mesh_id,
+            router_config(mesh.spec.router),
+            feature_dim=mesh.spec.feature_dim,
+            fingerprint=mesh.fingerprint,
         )
         self.advertiser = Advertiser(
             transport, key, self._describe, ttl_s=config.net.record_ttl_s, published=self.directory.take
@@ -190,8 +194,9 @@ class MeshRuntime:
     def _describe(self, issued_at: float, expires_at: float, leaving: bool) -> PeerRecord:
         hosted = self.host.experts.values() if self._config.serve.enabled else ()
         adverts = sorted((expert.advert() for expert in hosted), key=lambda advert: advert.uid)
-        if len(adverts) > MAX_EXPERTS_PER_RECORD:
-            left_out = len(adverts) - MAX_EXPERTS_PER_RECORD
+        told = fitting(adverts)
+        if len(told) < len(adverts):
+            left_out = len(adverts) - len(told)
             log.warning(
                 "hosted experts do not fit a record: peers cannot find them", left_out=left_out, hosted=len(adverts)
             )
@@ -202,6 +207,6 @@ class MeshRuntime:
             issued_at=issued_at,
             expires_at=expires_at,
             leaving=leaving,
-            experts=tuple(adverts[:MAX_EXPERTS_PER_RECORD]),
+            experts=told,
             contributions=self.contributions.index,
         )

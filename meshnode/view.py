@@ -23,7 +23,9 @@ from meshnode.documents import (
     averaging_document,
     expert_documents,
     infer_document,
+    left_out_documents,
     peer_documents,
+    specialization_document,
     training_document,
 )
 from meshnode.errors import Refused
@@ -118,7 +120,7 @@ class NodeView:
             ],
             "connected": self.bootstrap.num_connected,
             "peers": len(self.peers()),
-            "experts": {"local": len(self.experts(local=True)), "mesh": len(self.experts(local=False))},
+            "experts": self._experts(),
             "training": self.training(),
             "averaging": self.averaging(),
             "serving": {"enabled": self.config.serve.enabled, "queue": self.compute.waiting},
@@ -158,6 +160,12 @@ class NodeView:
     def experts(self, *, local: bool) -> list[dict[str, Any]]:
         """Experts hosted here, or known in the mesh."""
         return expert_documents(self.runtime, local=local) if self.runtime else []
+
+    def specialization(self) -> dict[str, Any]:
+        """Who works for which class."""
+        if self.runtime is None:
+            return {"schema": "meshnode.specialization/1", "tasks": [], "measured": None}
+        return specialization_document(self.runtime)
 
     def averaging(self) -> dict[str, Any]:
         """Rounds so far."""
@@ -227,6 +235,15 @@ class NodeView:
     def metrics(self) -> bytes:
         """What has been measured, in Prometheus's text format."""
         return generate_latest(self._registry)
+
+    def _experts(self) -> dict[str, Any]:
+        """How many there are, and those that are left out, with the reason."""
+        runtime = self.runtime
+        return {
+            "local": len(self.experts(local=True)),
+            "mesh": len(self.experts(local=False)),
+            "left_out": left_out_documents(runtime) if runtime else [],
+        }
 
     def _mqtt(self) -> dict[str, Any]:
         if self.mqtt is None:

@@ -145,6 +145,14 @@ def _trainer(status: Status, training: Mapping[str, Any], state: str) -> Reason:
     match state:
         case "disabled":
             why, change = "switched off", "Set enabled = true in [train], or leave out --no-train, and start again."
+        case "waiting" if training.get("unusable_teachers"):
+            why = str(reason)
+            change = (
+                "Mend or remove that entry of teachers in [train]; the extra `modulemesh[teachers]` has what timm:, "
+                "torchvision: and hf: need. It is tried again every minute, and at once by `meshnode train now`."
+            )
+        case "waiting" if status.get("mesh"):
+            why, change = reason or "a task cannot be taken up yet", "Nothing: it is tried again every few seconds."
         case "waiting":
             why, change = reason or _AWAITS_MESH, _SEE_MESH
         case "restarting":
@@ -211,14 +219,30 @@ def _serving(status: Status) -> Sequence[Reason]:
 def _routing(status: Status) -> Sequence[Reason]:
     if not status.get("mesh"):
         return [Reason("routing", "none yet", _AWAITS_MESH, _SEE_MESH)]
+    left_out = _left_out(status)
     router = _part(status, "router")
     contributions = router.get("contributions")
     if contributions == 0:
         why = "no peer of the mesh has contributed statistics of its data, so nothing can be sent to an expert"
         change = "Let a node of the mesh learn a task: `meshnode run --data DIR`."
-        return [Reason("routing", "router empty", why, change)]
+        return [Reason("routing", "router empty", why, change), *left_out]
     num_classes = len(router.get("samples") or ())
-    return [Reason("routing", f"{_count(contributions or 0, 'contribution')} of {_count(num_classes, 'class')}")]
+    return [
+        Reason("routing", f"{_count(contributions or 0, 'contribution')} of {_count(num_classes, 'class')}"),
+        *left_out,
+    ]
+
+
+def _left_out(status: Status) -> list[Reason]:
+    """Experts that are advertised, or kept here, and cannot be used by this node."""
+    entries = _part(status, "experts").get("left_out") or []
+    if not entries:
+        return []
+    why = _named([f"{str(entry.get('uid'))[:12]} at {entry.get('name')}: {entry.get('reason')}" for entry in entries])
+    change = (
+        "For an unknown kind, install the package that declares it, and start again; else it is for that peer to mend."
+    )
+    return [Reason("routing", f"{_count(len(entries), 'expert')} left out", why, change)]
 
 
 def _device(status: Status) -> Sequence[Reason]:

@@ -16,6 +16,8 @@ __all__ = [
     "MAX_CLASSES_PER_TASK",
     "MAX_CLASS_NAME_CHARS",
     "MAX_CLOCK_SKEW_S",
+    "MAX_CONFIG_FIELDS",
+    "MAX_CONFIG_TEXT_CHARS",
     "MAX_CONTRIBUTIONS_PER_INDEX",
     "MAX_CONTRIBUTION_BYTES",
     "MAX_CONTRIBUTION_INDEX_BYTES",
@@ -24,7 +26,6 @@ __all__ = [
     "MAX_ERROR_TEXT_CHARS",
     "MAX_EXPERTS_PER_RECORD",
     "MAX_FRAME_BYTES",
-    "MAX_HIDDEN_UNITS",
     "MAX_KIND_CHARS",
     "MAX_LINEAGE",
     "MAX_MESSAGE_HEADER_BYTES",
@@ -61,8 +62,10 @@ MAX_LINEAGE: Final = 64
 """Ancestors an expert names; one is added with each preservation, not with each training step."""
 MAX_KIND_CHARS: Final = 32
 """Registry names such as "mlp" or "linear"."""
-MAX_HIDDEN_UNITS: Final = 65_536
-"""Far above any expert (8 to 16 are usual); keeps the product with a feature dimension below 2^53."""
+MAX_CONFIG_FIELDS: Final = 16
+"""Settings of an expert's form; the built-in forms have two to five."""
+MAX_CONFIG_TEXT_CHARS: Final = 32
+"""Name of such a setting, or its value if that is text: a word."""
 MAX_ADDRESS_CHARS: Final = 512
 """A DNS name is at most 253 characters; the rest of a multiaddress is short. Parsing is linear in this."""
 MAX_COUNTER: Final = 2**53 - 1
@@ -71,16 +74,16 @@ MAX_MOMENT_S: Final = 1e11
 """Unix seconds beyond the year 5000 are garbage; also refuses infinity and NaN."""
 
 # --- records ---
-MAX_RECORD_BYTES: Final = 16 * KIB
+MAX_RECORD_BYTES: Final = 24 * KIB
 """A DHT replica stores this per peer and key; hivemind itself sets no bound."""
 MAX_RECORD_TTL_S: Final = 300.0
 """A record leaves the DHT only by its expiry, so a dead peer is advertised no longer than this."""
 MAX_CLOCK_SKEW_S: Final = 3.0
 """Beyond it leases look expired or immortal to others (measured), so such a node must not announce."""
 MAX_EXPERTS_PER_RECORD: Final = 64
-"""About 200 bytes an advert: more would not fit MAX_RECORD_BYTES anyway."""
+"""About 280 bytes an advert of two classes: not many more would fit MAX_RECORD_BYTES."""
 MAX_PEERS_PER_BOOK: Final = 4096
-"""Peers a RecordBook remembers: 64 MiB if each sent the largest record."""
+"""Peers a RecordBook remembers: 96 MiB if each sent the largest record."""
 MAX_CONTRIBUTION_BYTES: Final = 128 * KIB
 """A contribution names up to MAX_CLASSES_PER_TASK classes; it travels in a blob, not in the DHT."""
 MAX_CONTRIBUTIONS_PER_INDEX: Final = 4096

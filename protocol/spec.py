@@ -1,29 +1,36 @@
 """The mesh spec: what all peers of a mesh share, fixed for ever by its digest.
 
 It is canonical JSON (sorted keys, no spaces, UTF-8), so that people can read it. The mesh's id is the
-digest of these bytes: a spec is made once and pulled by every other node, never written again. Kinds (of
-input, router, expert) are tags, so that another kind brings its own settings and no version of this file
-reads them as something else.
+digest of these bytes: a spec is made once and pulled by every other node, never written again. Kinds of
+input and router are tags, so that another kind brings its own settings and no version of this file reads them
+as something else. Forms of experts come from a registry that a peer may have extended; of them the spec
+knows only how they are written.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 import msgspec
 
 from protocol import limits
 from protocol.errors import MalformedSpec
 from protocol.identifiers import digest_of
-from protocol.wiretypes import DigestField, MeshId, Name
+from protocol.wiretypes import DigestField, ExpertConfig, Kind, MeshId, Name
 
 __all__ = [
-    "ExpertSettings",
+    "ExpertForm",
     "ImageInput",
     "MeshSpec",
     "RouterSettings",
+    "SPEC_SCHEMA",
     "decode_spec",
     "encode_spec",
     "mesh_id_of",
 ]
+
+SPEC_SCHEMA: Final = "modulemesh.spec/2"
+"""The form of spec that this version reads and writes."""
+
+_NOT_OF_A_FORM = {"kind", "num_classes"}
 
 _Positive = Annotated[float, msgspec.Meta(gt=0.0, le=1e6)]
 
@@ -55,18 +62,26 @@ class RouterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
     """Whether gate weights are divided by their sum over the experts that answered."""
 
 
-class ExpertSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="mlp"):
-    """The architecture of newly spawned experts: one hidden layer."""
+class ExpertForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An architecture for any number of classes."""
 
-    kind: ClassVar[str] = "mlp"
-    hidden: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_HIDDEN_UNITS)] = 8
-    """Hidden units: 8 for two classes, 16 for ten."""
+    kind: Kind
+    """The registry's name for it."""
+    config: ExpertConfig
+    """Its whole config but for the kind and the number of classes, in the order of the names. Whole, so that no
+    default of a program's version is part of what an expert is."""
+
+    def __post_init__(self) -> None:
+        if list(self.config) != sorted(self.config):
+            raise ValueError("the config's settings must be in the order of their names")
+        if own := sorted(_NOT_OF_A_FORM & self.config.keys()):
+            raise ValueError(f"{', '.join(own)} cannot be a setting of a form")
 
 
 class MeshSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything two peers must agree on for their experts and statistics to mean the same."""
 
-    schema: Literal["modulemesh.spec/1"] = "modulemesh.spec/1"
+    schema: Literal["modulemesh.spec/2"] = SPEC_SCHEMA
     name: Name
     input: ImageInput
     trunk: DigestField
@@ -74,9 +89,14 @@ class MeshSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     feature_dim: Annotated[int, msgspec.Meta(ge=1, le=65_536)]
     """D, the width of the trunk's output."""
     router: RouterSettings = RouterSettings()
-    expert: ExpertSettings = ExpertSettings()
+    expert: ExpertForm
+    """Of newly spawned experts; those of any other form may be hosted and adopted all the same."""
     calibration: Annotated[str, msgspec.Meta(max_length=limits.MAX_SPEC_TEXT_CHARS)]
     """What m and s were measured on, in words."""
+
+
+class _Schema(msgspec.Struct, frozen=True):
+    schema: Annotated[str, msgspec.Meta(max_length=limits.MAX_NAME_CHARS)]
 
 
 def encode_spec(spec: MeshSpec) -> bytes:
@@ -94,11 +114,16 @@ def decode_spec(data: bytes) -> MeshSpec:
     """The spec that ``data`` is.
 
     Raises:
-        MalformedSpec: Too long, not JSON, a setting unknown to this version, absent or out of its range.
+        MalformedSpec: Too long, not JSON, of another schema; a setting unknown to this version, absent or out of its
+            range.
     """
     if len(data) > limits.MAX_SPEC_BYTES:
         raise MalformedSpec(f"{len(data)} bytes, at most {limits.MAX_SPEC_BYTES}")
     try:
+        # First, for whatever else differs in a spec of another version is only a consequence.
+        schema = msgspec.json.decode(data, type=_Schema).schema
+        if schema != SPEC_SCHEMA:
+            raise MalformedSpec(f"it is {schema!r}, this version reads {SPEC_SCHEMA!r}")
         return msgspec.json.decode(data, type=MeshSpec, strict=True)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise MalformedSpec(str(exc)) from exc

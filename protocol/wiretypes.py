@@ -19,6 +19,7 @@ __all__ = [
     "Digest",
     "DigestField",
     "ErrorText",
+    "ExpertConfig",
     "ExpertUid",
     "ExpertUidField",
     "Kind",
@@ -61,6 +62,16 @@ ClassName = Annotated[str, Meta(min_length=1, max_length=limits.MAX_CLASS_NAME_C
 
 ClassNames = Annotated[tuple[ClassName, ...], Meta(min_length=1, max_length=limits.MAX_CLASSES_PER_EXPERT)]
 """The classes one expert answers for."""
+
+_ConfigText = Annotated[str, Meta(max_length=limits.MAX_CONFIG_TEXT_CHARS)]
+_ConfigNumber = Annotated[float, Meta(ge=-limits.MAX_COUNTER, le=limits.MAX_COUNTER)]
+_ConfigInteger = Annotated[int, Meta(ge=-limits.MAX_COUNTER, le=limits.MAX_COUNTER)]
+
+ExpertConfig = Annotated[
+    dict[_ConfigText, bool | _ConfigInteger | _ConfigNumber | _ConfigText],
+    Meta(max_length=limits.MAX_CONFIG_FIELDS),
+]
+"""Settings of an architecture by name, flat: true or false, finite numbers, words."""
 
 ErrorText = Annotated[str, Meta(max_length=limits.MAX_ERROR_TEXT_CHARS)]
 

@@ -37,6 +37,7 @@ class FakeNode:
     shutdowns: int = 0
     answer_after_s: float = 0.0
     last_loss: float = 0.25
+    measured: dict[str, Any] | None = None
 
     def _fail(self) -> None:
         if self.failure is not None:
@@ -80,12 +81,16 @@ class FakeNode:
         here = {
             "uid": EXPERT,
             "kind": "mlp",
+            "config": {"feature_dim": 640, "hidden": 8, "input_scale": 0.3},
             "classes": ["ankle boot", "bag"],
             "replicas": [replica],
             "local": True,
             "parameters": 1234,
         }
         return [here] if local else [here, {**here, "uid": "12" * 32, "local": False}]
+
+    def specialization(self) -> dict[str, Any]:
+        return {"tasks": ["task-0"], "measured": self.measured}
 
     def averaging(self) -> dict[str, Any]:
         return {"rounds": 4}

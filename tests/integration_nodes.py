@@ -24,7 +24,7 @@ import psutil
 from experts.data.dataset import ImageDataset
 from experts.data.named import load_named
 from experts.data.npz import save_task
-from meshnode.founding import found_mesh
+from meshnode.founding import Founding, found_mesh
 from meshnode.home import Home
 from meshnode.identity import api_key
 
@@ -137,7 +137,7 @@ def save_shard(folder: Path, task: str, shard: ImageDataset, classes: Sequence[s
 
 def found(home: Home, data: Path) -> str:
     """Found a mesh in this home; its id."""
-    return str(found_mesh(home, name="digits", data=data, trunk="whitened", pixels=PIXELS))
+    return str(found_mesh(home, Founding(name="digits", data=data, pixels=PIXELS)))
 
 
 # --- daemons ---

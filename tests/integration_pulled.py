@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from experts.architectures.base import probabilities
-from experts.architectures.mlp import MlpArchitecture
+from experts.architectures.registry import architecture_from_config
 from experts.checkpoint import flat_parameters, load_weights
 from experts.combine import Combined, ExpertResponse, combine
 from experts.router.gating import gate
@@ -99,8 +99,8 @@ async def pull(transport: HivemindTransport, peer_id: PeerId) -> Pulled:
     replicas: dict[tuple[ExpertUid, PeerId], tuple[ExpertAdvert, nn.Module]] = {}
     for record in records:
         for advert in () if record.leaving else record.experts:
-            architecture = MlpArchitecture(
-                feature_dim=spec.feature_dim, hidden=advert.hidden, num_classes=len(advert.classes)
+            architecture = architecture_from_config(
+                {**advert.form.config, "kind": advert.form.kind, "num_classes": len(advert.classes)}
             )
             module = architecture.build(advert.uid)
             load_weights(module, await blob(advert.weights, record.peer_id))

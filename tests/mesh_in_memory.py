@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from experts.architectures.mlp import MlpArchitecture
 from experts.data.dataset import ImageDataset
 from experts.data.named import load_named
 from experts.router.ridge import RouterConfig
@@ -25,18 +24,20 @@ from meshnode.averaging.averager import Averager, AveragerConfig
 from meshnode.compute import Compute
 from meshnode.contributions import Contributions
 from meshnode.directory import Directory
+from meshnode.forms import chosen_form
 from meshnode.handlers import Handlers
 from meshnode.home import Home
 from meshnode.hosting import ExpertHost, HostedExpert
 from meshnode.inference import RoutedInference
 from meshnode.mesh import MESH_SETTING, Mesh
+from meshnode.state.rows import Reached
 from meshnode.state.state import State
 from meshnode.transport.memory import MemoryNetwork, MemoryTransport
 from protocol.framing import Frame
-from protocol.identifiers import Digest, ExpertUid, PeerId, digest_of, expert_uid
+from protocol.identifiers import ExpertUid, PeerId, digest_of
 from protocol.records import PeerRecord
 from protocol.signing import SigningKey
-from protocol.spec import ImageInput, MeshSpec, decode_spec, encode_spec, mesh_id_of
+from protocol.spec import ExpertForm, ImageInput, MeshSpec, decode_spec, encode_spec, mesh_id_of
 
 __all__ = [
     "MESH",
@@ -45,6 +46,7 @@ __all__ = [
     "MemoryNode",
     "announce_all",
     "digits",
+    "form",
     "key_of",
     "memory_network",
     "memory_node",
@@ -58,7 +60,6 @@ torch.set_num_threads(1)  # as the daemon does; several spin against each other 
 
 PIXELS = 16
 ROUTER = RouterConfig()
-HIDDEN = 4
 
 
 @cache
@@ -87,6 +88,11 @@ def tiny_trunk() -> Trunk:
     return trunk
 
 
+def form(kind: str, /, **settings: object) -> ExpertForm:
+    """A form of expert that reads the trunk's features: 8 channels on 2 x 2 positions."""
+    return chosen_form(kind, settings, feature_dim=tiny_trunk().feature_dim, feature_map=(8, 2, 2))
+
+
 @cache
 def mesh_blobs() -> tuple[bytes, bytes]:
     """Spec and trunk as the founder keeps them."""
@@ -96,6 +102,7 @@ def mesh_blobs() -> tuple[bytes, bytes]:
         input=ImageInput(channels=1, pixels=PIXELS),
         trunk=digest_of(trunk),
         feature_dim=tiny_trunk().feature_dim,
+        expert=form("mlp", hidden=4),
         calibration="64 digits",
     )
     return encode_spec(spec), trunk
@@ -108,7 +115,8 @@ MESH = Mesh(mesh_id=mesh_id_of(mesh_blobs()[0]), spec=decode_spec(mesh_blobs()[0
 def statistics_of(*classes: str, num_images: int = 120) -> bytes:
     """Router statistics of the first real digits of these classes."""
     part = digits(*classes).select(range(num_images))
-    return ClassStatistics.from_features(features_of(tiny_trunk(), part.images), part.labels).to_bytes()
+    features = features_of(tiny_trunk(), part.images)
+    return ClassStatistics.from_features(features, part.labels, fingerprint=MESH.fingerprint).to_bytes()
 
 
 def memory_network(*, delay_s: float = 0.0, loss_ratio: float = 0.0) -> MemoryNetwork:
@@ -141,18 +149,19 @@ class MemoryNode:
         self.network.now_s += 0.01  # a record replaces an earlier one only
         assert await self.advertiser.publish(leaving=leaving)
 
-    async def spawn(self, *classes: str, weights: bytes | None = None) -> HostedExpert:
-        """Host the expert that answers for these classes."""
-        architecture = MlpArchitecture(feature_dim=MESH.spec.feature_dim, hidden=HIDDEN, num_classes=len(classes))
-        uid = expert_uid(MESH.mesh_id, Digest(architecture.digest()), classes)
-        return await self.host.adopt(uid, tuple(sorted(classes)), architecture, weights)
+    async def spawn(
+        self, *classes: str, weights: bytes | None = None, form: ExpertForm = MESH.spec.expert
+    ) -> HostedExpert:
+        """Host the expert of this form that answers for these classes."""
+        architecture = MESH.architecture(form, len(classes))
+        return await self.host.adopt(MESH.uid_of(classes, form), tuple(sorted(classes)), architecture, weights)
 
     async def learn(self, uid: ExpertUid, *, seed: int) -> np.ndarray:
         """Move a replica somewhere, as a finished training run would; returns where to."""
         generator = torch.Generator().manual_seed(seed)
         vector = self.host.snapshot(uid)
         learned = vector + torch.randn(len(vector), generator=generator).numpy()
-        await self.host.checkpoint(uid, learned, deltas_applied=0, steps=1)
+        await self.host.checkpoint(uid, learned, deltas_applied=0, reached=Reached(run="run", steps=1))
         return learned
 
     async def contribute(self, task: str, statistics: bytes) -> None:
@@ -217,9 +226,11 @@ def _put_together(
     name: str,
     averager_config: AveragerConfig,
 ) -> MemoryNode:
-    directory = Directory(transport, MESH.mesh_id, refresh_s=60.0, genuine=MESH.describes)
+    directory = Directory(transport, MESH.mesh_id, refresh_s=60.0, objection=MESH.objection_to)
     host = ExpertHost(state, compute)
-    contributions = Contributions(state, compute, MESH.mesh_id, ROUTER, feature_dim=MESH.spec.feature_dim)
+    contributions = Contributions(
+        state, compute, MESH.mesh_id, ROUTER, feature_dim=MESH.spec.feature_dim, fingerprint=MESH.fingerprint
+    )
 
     async def apply(uid: ExpertUid, delta: np.ndarray, generation: int) -> None:
         await host.apply_delta(uid, delta, generation=generation)

@@ -87,6 +87,10 @@ def _read_routes(service: NodeService) -> APIRouter:
     async def experts(scope: Literal["local", "mesh"] = "mesh") -> JsonResponse:
         return document("experts", {"scope": scope, "experts": service.experts(local=scope == "local")})
 
+    @routes.get("/specialization")
+    async def specialization() -> JsonResponse:
+        return document("specialization", service.specialization())
+
     @routes.get("/averaging")
     async def averaging() -> JsonResponse:
         return document("averaging", service.averaging())

@@ -36,6 +36,10 @@ class NodeService(Protocol):
         """Experts with their classes and replicas: those hosted here if ``local``, else the whole mesh's."""
         ...
 
+    def specialization(self) -> Document:
+        """Gate mass by class and expert on the tasks learned here, and what follows; ``measured`` is None before."""
+        ...
+
     def averaging(self) -> Document:
         """The rounds so far and the next one."""
         ...

@@ -22,6 +22,7 @@ from meshnode.cli.run import run
 from meshnode.cli.session import Session
 from meshnode.cli.status import status
 from meshnode.cli.stop import stop
+from meshnode.cli.teacher import teacher
 from meshnode.cli.train import train
 from meshnode.cli.version import version
 from meshnode.cli.why import why
@@ -50,6 +51,7 @@ app.command("id")(identity)
 app.add_typer(peers, name="peers")
 app.add_typer(experts, name="experts")
 app.add_typer(train, name="train")
+app.add_typer(teacher, name="teacher")
 app.command("infer")(infer)
 app.add_typer(config, name="config")
 app.command("version")(version)

@@ -1,6 +1,7 @@
 """``meshnode init``: a node's folder, its identity, and, if asked, a new mesh. What exists is kept."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,9 @@ _PRIVACY_NOTICE = (
     "the data's features and, with a whitened trunk, the small image patches it is built from. The images "
     "themselves and their labels stay here."
 )
+
+
+_USUAL_EXPERT = "mlp"
 
 
 class _Trunk(StrEnum):
@@ -54,6 +58,16 @@ def init(  # noqa: PLR0913  # a parameter an option
         int,
         typer.Option(metavar="N", min=4, max=1024, help="Width and height the new mesh's images are scaled to."),
     ] = 32,
+    expert: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND", help="Form of the new mesh's experts: mlp, linear, conv, adapter or an installed one."
+        ),
+    ] = _USUAL_EXPERT,
+    expert_set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A setting of that form, such as hidden=16; may be repeated."),
+    ] = None,
 ) -> None:
     """Make a node's folder, settings and identity.
 
@@ -61,8 +75,11 @@ def init(  # noqa: PLR0913  # a parameter an option
     """
     if (mesh is None) != (data is None):
         raise typer.BadParameter("--mesh and --data go together: a mesh is founded from a task file's images")
+    if mesh is None and (expert != _USUAL_EXPERT or expert_set):
+        raise typer.BadParameter("--expert and --expert-set describe a new mesh: they go with --mesh and --data")
     if data is not None and not data.is_file():
         raise ResourceAbsent(f"there is no task file {data}", hint="Give an .npz file of images and labels.")
+    expert_settings = dict(_setting(text) for text in expert_set or ())
     from meshnode.settings.config import load_config  # noqa: PLC0415  # pydantic is for init and run only
 
     session = Session.of(context)
@@ -75,9 +92,17 @@ def init(  # noqa: PLR0913  # a parameter an option
     founded = None
     if mesh is not None and data is not None:
         session.output.note(_PRIVACY_NOTICE)
-        from meshnode.founding import found_mesh  # noqa: PLC0415  # with torch
+        from meshnode.founding import Founding, found_mesh  # noqa: PLC0415  # with torch
 
-        mesh_id = found_mesh(session.home, name=mesh, data=data, trunk=trunk.value, pixels=pixels)
+        founding = Founding(
+            name=mesh,
+            data=data,
+            trunk=trunk.value,
+            pixels=pixels,
+            expert=expert,
+            expert_settings=expert_settings,
+        )
+        mesh_id = found_mesh(session.home, founding)
         founded = {"id": str(mesh_id), "name": mesh}
     document = {
         "schema": "meshnode.init/1",
@@ -114,6 +139,19 @@ def _ensure_identity(home: Home) -> tuple[bool, str]:
     key = load_or_create_identity(home)
     api_key(home)
     return absent, str(key.peer_id)
+
+
+def _setting(text: str) -> tuple[str, object]:
+    """``hidden=16`` as a name and a value: a whole number, a number, true, false or a word."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise typer.BadParameter(f"{text!r}: --expert-set takes NAME=VALUE, such as hidden=16")
+    if value in ("true", "false"):
+        return name, value == "true"
+    for number in (int, float):
+        with suppress(ValueError):
+            return name, number(value)
+    return name, value
 
 
 def _written(created: bool) -> str:

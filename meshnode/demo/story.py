@@ -17,7 +17,7 @@ from meshnode.demo.accident import Accident, query_until
 from meshnode.demo.data import NODE_NAMES, NUM_TASKS, DemoData
 from meshnode.demo.process import DemoFailed, DemoNode, until
 from meshnode.demo.show import Bars, Show
-from meshnode.founding import found_mesh
+from meshnode.founding import Founding, found_mesh
 from meshnode.inference import Prediction
 
 __all__ = ["Story"]
@@ -64,9 +64,7 @@ class Story:
         show, founder = self._show, self.nodes[NODE_NAMES[0]]
         show.heading("Three nodes form a mesh")
         first_task = self._data.deliver(0, founder.name, self._folder)
-        self.mesh_id = await asyncio.to_thread(
-            found_mesh, founder.home, name="demo", data=first_task, trunk="whitened", pixels=32
-        )
+        self.mesh_id = await asyncio.to_thread(found_mesh, founder.home, Founding(name="demo", data=first_task))
         show.say(f"{founder.name} founds mesh {self.mesh_id[:12]}: a trunk of whitened patches of its first images")
         # The founder first: libp2p lets an address that refused it rest for seconds before it dials again.
         await self._start(founder, [])

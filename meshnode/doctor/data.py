@@ -1,4 +1,7 @@
-"""Whether there is something to learn from. Task files are counted here, never opened: that is the trainer's alone."""
+"""Whether there is something to learn from, and somebody who teaches it.
+
+Task files are counted here, never opened: that is the trainer's alone, as is loading teachers.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,6 +11,9 @@ from meshnode.doctor.finding import Finding
 from meshnode.doctor.subject import Subject
 
 __all__ = ["check_data"]
+
+_MEND_FILE = "Mend the file or remove it; one that has changed is tried again."
+_MEND_TEACHER = "Mend it, or remove it from teachers in [train] and start again; `meshnode train now` tries again."
 
 
 def check_data(subject: Subject) -> Sequence[Finding]:
@@ -24,18 +30,19 @@ def check_data(subject: Subject) -> Sequence[Finding]:
     if data is None:
         hint = "A node without one serves and averages. To learn: `meshnode run --data DIR`, or data in [train]."
         return [Finding("data", "note", "no data folder is set", hint)]
-    unlearned = [
-        *_each(training.get("unreadable"), "cannot be read"),
-        *_each(training.get("failed"), "could not be learned"),
+    problems = [
+        *_each(training.get("unreadable"), "task file {} cannot be read", _MEND_FILE),
+        *_each(training.get("failed"), "task file {} could not be learned", _MEND_FILE),
+        *_each(training.get("unusable_teachers"), "nothing is learned without the teacher {}", _MEND_TEACHER),
     ]
-    return unlearned or [_folder(Path(data))]
+    return problems or [_folder(Path(data))]
 
 
-def _each(files: object, what: str) -> list[Finding]:
-    if not isinstance(files, Mapping):
+def _each(entries: object, what: str, hint: str) -> list[Finding]:
+    """A problem an entry: its name in what is wrong with it, then the reason."""
+    if not isinstance(entries, Mapping):
         return []
-    hint = "Mend the file or remove it; one that has changed is tried again."
-    return [Finding("data", "problem", f"task file {name} {what}: {reason}", hint) for name, reason in files.items()]
+    return [Finding("data", "problem", f"{what.format(name)}: {reason}", hint) for name, reason in entries.items()]
 
 
 def _folder(folder: Path) -> Finding:

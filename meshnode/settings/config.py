@@ -241,7 +241,15 @@ def _hidden_errors(errors: Sequence[ErrorDetails], layers: Sequence[Layer]) -> S
 
 
 def _reason(error: ErrorDetails, name: str) -> str:
-    """Why a value was refused, in the words and units that settings are written in."""
+    """Why a value was refused, in the words and units that settings are written in; of a list, which entry's it is."""
+    match error["loc"][2:]:
+        case (int(index), *fields):
+            return ": ".join((f"entry {index + 1}", *map(str, fields), _bare_reason(error, name)))
+        case _:
+            return _bare_reason(error, name)
+
+
+def _bare_reason(error: ErrorDetails, name: str) -> str:
     bounds = {
         "greater_than": ("gt", "must be more than"),
         "greater_than_equal": ("ge", "must be at least"),
@@ -255,13 +263,9 @@ def _reason(error: ErrorDetails, name: str) -> str:
             return f"{words} {format_duration_s(amount)}"
         return f"{words} {amount if isinstance(amount, int) else f'{amount:g}'}"
     if error["type"] == "model_type":
-        return f"must be a section: [{name}], with its settings below it"
-    reason = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
-    match error["loc"]:
-        case (_, _, int(index)):
-            return f"entry {index + 1}: {reason}"
-        case _:
-            return reason
+        in_list = len(error["loc"]) > 2
+        return "must be text or a table" if in_list else f"must be a section: [{name}], with its settings below it"
+    return error["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
 
 
 def _mentions_path(annotation: object) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from meshnode.home import Home
 from meshnode.settings.config import NodeConfig, Setting, Settings, load_settings, settings_there_are
 from meshnode.settings.layers import Origin
+from meshnode.settings.sections import TeacherSetting
 from meshnode.settings.units import DURATION_PATTERN, format_duration_s
 
 __all__ = ["config_schema", "description_of", "pending_settings", "settings_document", "written"]
@@ -51,11 +52,17 @@ def written(setting: Setting, value: object) -> object:
         case float() if setting.is_span:
             return format_duration_s(value)
         case tuple():
-            return list(value)
+            return [_written_teacher(entry) if isinstance(entry, TeacherSetting) else entry for entry in value]
         case Path():
             return str(value)
         case _:
             return value
+
+
+def _written_teacher(teacher: TeacherSetting) -> object:
+    """Its name alone where nothing else is set, as most people write it."""
+    said = teacher.model_dump(mode="json", exclude_defaults=True)
+    return said["name"] if said.keys() == {"name"} else said
 
 
 def description_of(setting: Setting) -> str:

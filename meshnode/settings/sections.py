@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import multiaddr
 import multiaddr.exceptions
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from meshnode.settings.units import parse_duration_s
 from protocol.addresses import parse_address
@@ -31,6 +31,7 @@ __all__ = [
     "NetSection",
     "NodeSection",
     "ServeSection",
+    "TeacherSetting",
     "TrainSection",
 ]
 
@@ -105,6 +106,17 @@ def _not_blank(value: object) -> object:
     return value
 
 
+def _absolute_text(value: object) -> object:
+    # Inside a list no place is known that a relative path could be taken from.
+    if isinstance(value, str) and not value.startswith(("/", "~")):
+        raise ValueError("an absolute path is expected")
+    return Path(value).expanduser() if isinstance(value, str) else value
+
+
+def _teacher(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
 def _absolute(value: Path) -> Path:
     try:
         return value.expanduser().absolute()
@@ -133,6 +145,7 @@ def _topic_prefix(value: str) -> str:
 
 Seconds = Annotated[float, Field(ge=0.001, le=_DAY_S), BeforeValidator(_seconds)]
 RecordTtl = Annotated[float, Field(ge=0.001, le=MAX_RECORD_TTL_S), BeforeValidator(_seconds)]
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute_text)]
 LocalPath = Annotated[Path, BeforeValidator(_not_blank), AfterValidator(_absolute)]
 PeerAddresses = Annotated[tuple[Annotated[str, AfterValidator(_peer_address)], ...], BeforeValidator(_listed)]
 OwnAddresses = Annotated[tuple[Annotated[str, AfterValidator(_own_address)], ...], BeforeValidator(_listed)]
@@ -201,6 +214,47 @@ class ComputeSection(_Section):
         return self
 
 
+def _teacher_table() -> dict[str, object]:
+    """The schema of a teacher's table: pydantic would refer to one that stands elsewhere."""
+    forms: dict[str, dict[str, object]] = {
+        "name": {"type": "string", "minLength": 1},
+        "weight": {"type": "number", "exclusiveMinimum": 0, "maximum": 1000, "default": 1.0},
+        "classes": {"type": "string"},
+        "mapping": {"type": "string"},
+    }
+    properties = {
+        name: {"description": (said.description or "").replace("``", "`"), **forms[name]}
+        for name, said in TeacherSetting.model_fields.items()
+    }
+    return {"type": "object", "properties": properties, "required": ["name"], "additionalProperties": False}
+
+
+class TeacherSetting(_Section):
+    """A teacher by name."""
+
+    name: str = Field(min_length=1, max_length=4096)
+    """``file:/PATH.safetensors``, ``package:efficientnet-lite0``, ``timm:...``, ``torchvision:...`` or ``hf:...``."""
+    weight: float = Field(default=1.0, gt=0, le=1000)
+    """How much it counts against the other teachers; the node's own has 1."""
+    classes: AbsolutePath | None = None
+    """File with the names of its columns, one a line; those it declares itself unless set."""
+    mapping: AbsolutePath | None = None
+    """TOML file whose table ``[classes]`` has the mesh's name for some of its classes; the same names unless set."""
+
+
+Teachers = Annotated[
+    tuple[
+        Annotated[
+            TeacherSetting,
+            BeforeValidator(_teacher),
+            WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1}, _teacher_table()]}),
+        ],
+        ...,
+    ],
+    BeforeValidator(_listed),
+]
+
+
 class TrainSection(_Section):
     """How this node learns. Defaults are the measured ones of the small-expert setting."""
 
@@ -226,10 +280,28 @@ class TrainSection(_Section):
     """Weight of the replay term, that keeps an updated expert at what it answered before."""
     replay_samples: int = Field(default=200, ge=1, le=1_000_000)
     """Images kept of the past; they never leave this machine."""
+    own_teacher: bool = True
+    """Train a teacher on each task's own data. Without it the named ``teachers`` teach alone."""
+    teachers: Teachers = ()
+    """Teachers by name, such as ``"package:efficientnet-lite0"``, or as a table
+    ``{ name = "file:/x.safetensors", weight = 2.0, mapping = "/x.toml" }``. Each teaches the classes it knows by the
+    mesh's names; none ever leaves this machine. While one cannot be loaded nothing is learned, as a task is learned
+    once."""
+    logit_cache_mib: int = Field(default=256, ge=1, le=1_000_000)
+    """MiB of teachers' answers kept on disk, so that a task learned again after a crash asks none of them twice."""
     round_steps: int = Field(default=50, ge=1, le=10_000_000)
     """Steps between two checkpoints: what a crash of the trainer can lose, and what averaging sees."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """What every random choice in training follows from, so that a run can be repeated."""
+
+    @model_validator(mode="after")
+    def _somebody_teaches(self) -> Self:
+        if not self.own_teacher and not self.teachers:
+            raise ValueError("own_teacher = false needs a teacher in teachers")
+        names = [teacher.name for teacher in self.teachers]
+        if len(set(names)) != len(names):
+            raise ValueError("teachers names one of them twice")
+        return self
 
 
 class AverageSection(_Section):

@@ -15,13 +15,13 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from meshnode.errors import StateTooNew, StateUnreadable
-from meshnode.state.rows import ContributionRow, ExpertRow, Generation, TaskRow
+from meshnode.state.rows import ContributionRow, ExpertRow, Generation, Reached, TaskRow
 from protocol.errors import UnknownExpert
 from protocol.identifiers import Digest, ExpertUid
 
 __all__ = ["Ledger", "SCHEMA_VERSION"]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 _SCHEMA: Final = (
     "CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
@@ -38,7 +38,8 @@ _SCHEMA: Final = (
         cause TEXT NOT NULL,
         parent_digest TEXT,
         created_at REAL NOT NULL,   -- Unix seconds
-        steps INTEGER NOT NULL,
+        steps INTEGER NOT NULL,     -- of the run
+        run TEXT,                   -- NULL before any
         PRIMARY KEY (uid, number)
     ) STRICT""",
     """CREATE TABLE contributions (
@@ -55,6 +56,12 @@ _SCHEMA: Final = (
         state TEXT NOT NULL,
         learned_at REAL             -- Unix seconds
     ) STRICT""",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+
+_FROM_VERSION_1: Final = (
+    # At the end, as in a new ledger. No run of before can be gone on with, for none of them has a name.
+    "ALTER TABLE generations ADD COLUMN run TEXT",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 
@@ -147,7 +154,7 @@ class Ledger:
         cause: str,
         parent: Digest | None,
         created_at: float,
-        steps: int,
+        reached: Reached | None,
     ) -> Generation:
         """Write the expert's next generation, whose blob is stored already.
 
@@ -165,11 +172,12 @@ class Ledger:
                 cause=cause,
                 parent=parent,
                 created_at=created_at,
-                steps=steps,
+                reached=reached,
             )
+            steps, run = (0, None) if reached is None else (reached.steps, reached.run)
             db.execute(
-                "INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (uid, generation.number, digest, cause, parent, created_at, steps),
+                "INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (uid, generation.number, digest, cause, parent, created_at, steps, run),
             )
         return generation
 
@@ -184,7 +192,7 @@ class Ledger:
                 cause=row["cause"],
                 parent=row["parent_digest"],
                 created_at=row["created_at"],
-                steps=row["steps"],
+                reached=None if row["run"] is None else Reached(run=row["run"], steps=row["steps"]),
             )
             for row in rows
         )
@@ -232,10 +240,10 @@ class Ledger:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
-        if version == 0:
-            # One transaction, the version in it: a kill in between leaves a file that still counts as empty.
+        if version < SCHEMA_VERSION:
+            # One transaction, the version in it: a kill in between leaves a file that still counts as it was.
             connection.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA:
+            for statement in _SCHEMA if version == 0 else _FROM_VERSION_1:
                 connection.execute(statement)
             connection.execute("COMMIT")
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()

@@ -25,6 +25,15 @@ class ExpertRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Reached:
+    """How far which training run was."""
+
+    run: str
+    """Names the run; no two have the same, not even on one task."""
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Generation:
     """One state of one expert's weights; never changed once written."""
 
@@ -39,8 +48,8 @@ class Generation:
     """Weights it was made from; None for the first."""
     created_at: float
     """Unix seconds."""
-    steps: int
-    """Training steps behind it, in the run that made it."""
+    reached: Reached | None
+    """The last training run behind it, which averaging keeps; None if it was never trained here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

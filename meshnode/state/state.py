@@ -15,7 +15,7 @@ from meshnode.home import Home
 from meshnode.logs import get_logger
 from meshnode.state.blobs import BlobStore, is_digest
 from meshnode.state.ledger import Ledger
-from meshnode.state.rows import ContributionRow, ExpertRow, Generation
+from meshnode.state.rows import ContributionRow, ExpertRow, Generation, Reached
 from protocol.errors import BlobCorrupt, MalformedSpec, UnknownBlob, UnknownExpert
 from protocol.identifiers import Digest, ExpertUid, digest_of
 from protocol.records import RouterContribution
@@ -95,7 +95,7 @@ class State:
         return self.ledger.experts()
 
     def commit_generation(
-        self, uid: ExpertUid, weights: bytes, *, cause: str, steps: int = 0, now_s: float | None = None
+        self, uid: ExpertUid, weights: bytes, *, cause: str, reached: Reached | None = None, now_s: float | None = None
     ) -> Generation:
         """Keep new weights of an expert; when this returns they survive a kill.
 
@@ -103,7 +103,7 @@ class State:
             uid: An expert hosted here.
             weights: As they will be loaded; stored by digest.
             cause: What made them: "initial", "adopted", "trained", "averaged".
-            steps: Training steps behind them, in the run that made them.
+            reached: The last training run behind them; None if there was none here.
             now_s: Unix seconds; None takes the clock's.
 
         Raises:
@@ -119,7 +119,7 @@ class State:
                 cause=cause,
                 parent=parent.digest if parent else None,
                 created_at=time.time() if now_s is None else now_s,
-                steps=steps,
+                reached=reached,
             )
 
     def current(self, uid: ExpertUid) -> Generation | None:

@@ -1,15 +1,16 @@
-"""Learning one task: router statistics, a teacher of this node's own data, then each expert by distillation.
+"""Learning one task: router statistics, what the teachers say, then each expert by distillation.
 
 The steps of one expert are taken one by one, so that between two of them a committed round's delta can be added and a
-checkpoint sent; training never waits for averaging, nor averaging for training.
+checkpoint sent; training never waits for averaging, nor averaging for training. With each checkpoint the run is saved,
+and a task that is learned again after a kill goes on from there.
 
 Legend: N samples of a task, D feature, P parameters.
 """
 
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,20 +19,15 @@ from experts.architectures.registry import architecture_from_config
 from experts.averaging import add_delta
 from experts.checkpoint import flat_parameters, load_weights
 from experts.data.dataset import ImageDataset, class_columns
-from experts.distillation import (
-    DistillationConfig,
-    DistillationData,
-    DistillationRun,
-    align_logits,
-)
+from experts.distillation import DistillationConfig, DistillationData, DistillationRun, ProgressMeter
 from experts.generators import torch_generator
 from experts.router.statistics import ClassStatistics
-from experts.teachers.cnn import CnnTeacher, TeacherConfig, TeacherProgress, train_teacher
+from experts.teachers.cnn import TeacherProgress
 from experts.trunk.base import Trunk, features_of
-from experts.trunk.images import prepare_images
-from meshnode.home import write_atomically
+from meshnode.trainer.interrupted import InterruptedRun, InterruptedRuns, resume
 from meshnode.trainer.memory import ReplayMemory
 from meshnode.trainer.messages import Checkpoint, ExpertJob, FromTrainer, Learn, Learned, Progress, Statistics
+from meshnode.trainer.teaching import Faculty, Taught
 
 __all__ = ["Deltas", "Learner", "LearnerConfig"]
 
@@ -44,19 +40,21 @@ PROGRESS_EVERY_STEPS = 100
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearnerConfig:
     distillation: DistillationConfig
-    teacher: TeacherConfig
     checkpoint_steps: int
     """Steps from one checkpoint to the next; the last one comes at the end in any case."""
+    fingerprint: str
+    """Of what makes the features, which the statistics carry: `experts.router.fingerprint`."""
     seed: int
 
 
 class Learner:
-    """Learns tasks with one trunk, one replay memory and a folder for its teachers.
+    """Learns tasks with one trunk, one replay memory and one faculty.
 
     Args:
         trunk: The mesh's, frozen; learning happens on its device.
         memory: Samples of what was learned before; tasks are added to it.
-        teachers: Folder in which each task's teacher is kept.
+        faculty: The teachers.
+        runs: Where runs are saved.
         config: How to learn.
         send: Takes what the daemon is to know.
     """
@@ -65,14 +63,16 @@ class Learner:
         self,
         trunk: Trunk,
         memory: ReplayMemory,
-        teachers: Path,
+        faculty: Faculty,
+        runs: InterruptedRuns,
         config: LearnerConfig,
         send: Callable[[FromTrainer], None],
     ) -> None:
         self._trunk = trunk
         self._device = trunk.mean_D.device
         self._memory = memory
-        self._teachers = teachers
+        self._faculty = faculty
+        self._runs = runs
         self._config = config
         self._send = send
 
@@ -84,77 +84,84 @@ class Learner:
         """
         began = time.monotonic()
         features_ND = features_of(self._trunk, task.images)
-        self._send(Statistics(data=ClassStatistics.from_features(features_ND, task.labels).to_bytes()))
-        teacher, accuracy = self._train_teacher(learn.task, task)
+        statistics = ClassStatistics.from_features(features_ND, task.labels, fingerprint=self._config.fingerprint)
+        self._send(Statistics(data=statistics.to_bytes()))
+        taught = self._faculty.teach(learn.task, task, digest, self._report_teacher())
+        lesson = _Lesson(name=learn.task, digest=digest, task=task, features_ND=features_ND, taught=taught)
         for job in learn.experts:
-            self._distil(job, learn.task, task, features_ND, teacher, deltas)
+            self._distil(job, lesson, deltas)
         self._memory.add(task, digest)
         self._send(
             Learned(
-                teacher_accuracy=accuracy,
+                teacher_accuracy=taught.own_accuracy,
                 seconds=time.monotonic() - began,
                 replay_samples=len(self._memory),
             )
         )
+        self._runs.clear()
 
-    def _train_teacher(self, name: str, task: ImageDataset) -> tuple[CnnTeacher, float]:
-        """A CNN trained on this task's images alone, and its accuracy on them."""
+    def _report_teacher(self) -> Callable[[TeacherProgress], None]:
+        began = time.monotonic()
 
         def report(progress: TeacherProgress) -> None:
-            self._send(Progress(stage="teacher", done=progress.epoch, total=progress.epochs, loss=progress.loss))
+            an_epoch_s = (time.monotonic() - began) / progress.epoch
+            left_s = (progress.epochs - progress.epoch) * an_epoch_s
+            done, total = progress.epoch, progress.epochs
+            self._send(Progress(stage="teacher", done=done, total=total, loss=progress.loss, left_s=left_s))
 
-        images_NCHW = self._prepared(task.images)
-        generator = torch_generator(self._config.seed, f"teacher/{name}")
-        teacher = train_teacher(images_NCHW, task.labels, self._config.teacher, generator, report)
-        write_atomically(self._teachers / f"{name}.safetensors", teacher.to_bytes())
-        right = teacher.logits(images_NCHW).argmax(dim=1).cpu() == class_columns(task.labels, teacher.classes)
-        return teacher, float(right.float().mean())
+        return report
 
-    def _distil(
-        self,
-        job: ExpertJob,
-        task_name: str,
-        task: ImageDataset,
-        features_ND: torch.Tensor,
-        teacher: CnnTeacher,
-        deltas: Deltas,
-    ) -> None:
+    def _distil(self, job: ExpertJob, lesson: "_Lesson", deltas: Deltas) -> None:
+        found = self._runs.find(job.uid, lesson.digest)
+        if found is not None and found.finished and (found.name, found.steps) == (job.run, job.steps):
+            return  # it was done when another expert of the task was interrupted
         module = architecture_from_config(job.architecture).build(job.uid)
-        load_weights(module, job.weights)
+        # What must not be forgotten is what the expert was before the run, not what half of it has made.
+        before = (job.weights if job.updating else None) if found is None else found.before
+        load_weights(module, job.weights if before is None else before)
         module.to(self._device)
         run = DistillationRun(
             module,
-            self._new_data(job, task, features_ND, teacher),
+            lesson.of(job, self._device),
             self._config.distillation,
-            torch_generator(self._config.seed, f"distil/{task_name}/{job.uid}"),
-            replay=self._old_data(job, module) if job.updating else None,
+            torch_generator(self._config.seed, f"distil/{lesson.name}/{job.uid}"),
+            replay=None if before is None else self._old_data(job, module),
         )
-        applied, loss = 0, 0.0
+        if found is not None and resume(found, run, module, job):
+            name = found.name
+        else:
+            name = secrets.token_hex(8)  # of no consequence to what is learned
+            load_weights(module, job.weights)
+        meter = ProgressMeter(
+            total=self._config.distillation.steps,
+            every_steps=PROGRESS_EVERY_STEPS,
+            now_s=time.monotonic(),
+            done=run.steps_done,
+        )
+        applied = 0
         while not run.done:
             for delta in deltas(job.uid):
                 add_delta(module, torch.from_numpy(delta))
                 applied += 1
-            loss += run.step()
-            if run.steps_done % PROGRESS_EVERY_STEPS == 0:
-                mean_loss, loss = loss / PROGRESS_EVERY_STEPS, 0.0
-                total = self._config.distillation.steps
-                self._send(Progress(stage="distil", done=run.steps_done, total=total, loss=mean_loss))
+            progress = meter.after_step(run.step(), now_s=time.monotonic())
+            if progress is not None:
+                done, total, left_s = progress.step, progress.total, progress.left_s
+                self._send(Progress(stage="distil", done=done, total=total, loss=progress.mean_loss, left_s=left_s))
             if run.done or run.steps_done % self._config.checkpoint_steps == 0:
+                saved = InterruptedRun(
+                    name=name,
+                    task=lesson.digest,
+                    before=before,
+                    steps=run.steps_done,
+                    finished=run.done,
+                    state=run.to_bytes(),
+                )
+                # Saved first: a checkpoint that was committed can always be gone on from.
+                self._runs.save(job.uid, saved)
                 vector = flat_parameters(module).numpy().tobytes()
-                self._send(Checkpoint(uid=job.uid, vector=vector, deltas_applied=applied, steps=run.steps_done))
-
-    def _new_data(
-        self, job: ExpertJob, task: ImageDataset, features_ND: torch.Tensor, teacher: CnnTeacher
-    ) -> DistillationData:
-        """The task's samples of the expert's classes, with labels and the teacher's word on them."""
-        rows = [row for row, label in enumerate(task.labels) if label in job.classes]
-        labels = [task.labels[row] for row in rows]
-        logits_NC = teacher.logits(self._prepared(task.images[rows]))
-        return DistillationData(
-            features_ND=features_ND[rows],
-            labels_N=class_columns(labels, job.classes).to(self._device),
-            teacher_logits_NC=align_logits(logits_NC, teacher.classes, job.classes),
-        )
+                self._send(
+                    Checkpoint(uid=job.uid, vector=vector, deltas_applied=applied, run=name, steps=run.steps_done)
+                )
 
     def _old_data(self, job: ExpertJob, module: torch.nn.Module) -> DistillationData | None:
         """What is remembered of the expert's classes, with its present generation as the teacher."""
@@ -163,6 +170,24 @@ class Learner:
             return None
         return DistillationData.from_old_generation(module, features_of(self._trunk, images))
 
-    def _prepared(self, images: np.ndarray) -> torch.Tensor:
-        prepared = prepare_images(images, self._trunk.input_channels, self._trunk.input_pixels)
-        return prepared.to(self._device)
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class _Lesson:
+    """A task, and what trunk and teachers say of it."""
+
+    name: str
+    digest: str
+    task: ImageDataset
+    features_ND: torch.Tensor
+    taught: Taught
+
+    def of(self, job: ExpertJob, device: torch.device) -> DistillationData:
+        """The samples of the expert's classes, with labels and the teachers' word on them."""
+        rows = [row for row, label in enumerate(self.task.labels) if label in job.classes]
+        labels = [self.task.labels[row] for row in rows]
+        return DistillationData.from_teachers(
+            self.features_ND[rows],
+            class_columns(labels, job.classes).to(device),
+            self.taught.of(rows, device),
+            job.classes,
+        )

@@ -17,6 +17,8 @@ __all__ = [
     "Learn",
     "Learned",
     "LearningFailed",
+    "Measure",
+    "Measured",
     "Progress",
     "Scan",
     "Settings",
@@ -24,6 +26,7 @@ __all__ = [
     "Statistics",
     "TaskFile",
     "Tasks",
+    "TeacherChoice",
     "ToTrainer",
     "TrainerReady",
     "pack",
@@ -38,6 +41,19 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     pass
 
 
+class TeacherChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """A teacher that the settings name."""
+
+    name: str
+    """Such as ``file:/models/birds.safetensors``."""
+    weight: float = 1.0
+    """How much it counts against the others."""
+    classes: str | None = None
+    """File with a name a line, of its columns; None for those that it declares itself."""
+    mapping: str | None = None
+    """TOML file that maps some of its classes to the mesh's; None if these have the same names."""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How to learn: the config's train section, under the same names."""
 
@@ -50,6 +66,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gamma: float
     replay_samples: int
     round_steps: int
+    logit_cache_mib: int
+    own_teacher: bool
+    teachers: tuple[TeacherChoice, ...]
     seed: int
 
 
@@ -66,7 +85,7 @@ class Setup(_Message, frozen=True):
 
 
 class Scan(_Message, frozen=True):
-    """Say which task files the data folder holds now."""
+    """Say which task files the data folder holds now, and load the teachers that are not loaded yet."""
 
 
 class ExpertJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +98,10 @@ class ExpertJob(msgspec.Struct, frozen=True, kw_only=True):
     """Where to start from, safetensors."""
     updating: bool
     """Whether it has learned before: its present generation then teaches it what not to forget."""
+    run: str | None
+    """The last training run that the weights hold; it goes on if it was interrupted in this task. None before any."""
+    steps: int
+    """Steps of that run that they hold."""
 
 
 class Learn(_Message, frozen=True):
@@ -97,7 +120,28 @@ class AddDelta(_Message, frozen=True):
     delta: bytes
 
 
-ToTrainer = Setup | Scan | Learn | AddDelta
+class TaskFile(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    digest: str
+    classes: dict[str, int]
+    """Samples per class name."""
+
+
+class Measure(_Message, frozen=True):
+    """Measure which experts the router sends the classes of learned tasks to."""
+
+    router_classes: tuple[str, ...]
+    router_weights: bytes
+    """float64 ``(D + 1, C)`` in C order."""
+    kappa: float
+    tau: float
+    top_k: int
+    experts: dict[str, tuple[str, ...]]
+    """Classes by uid."""
+    tasks: tuple[TaskFile, ...]
+
+
+ToTrainer = Setup | Scan | Learn | AddDelta | Measure
 
 
 class TrainerReady(_Message, frozen=True):
@@ -106,18 +150,12 @@ class TrainerReady(_Message, frozen=True):
     replay_samples: int
 
 
-class TaskFile(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    digest: str
-    classes: dict[str, int]
-    """Samples per class name."""
-
-
 class Tasks(_Message, frozen=True):
-    """Readable task files in name order, and the unreadable ones with their reason."""
+    """Readable task files in name order, the unreadable ones and the unusable teachers, each with the reason."""
 
     tasks: tuple[TaskFile, ...]
     unreadable: dict[str, str]
+    unusable_teachers: dict[str, str]
 
 
 class Statistics(_Message, frozen=True):
@@ -132,6 +170,8 @@ class Progress(_Message, frozen=True):
     done: int
     total: int
     loss: float
+    left_s: float
+    """Estimated seconds until the stage ends."""
 
 
 class Checkpoint(_Message, frozen=True):
@@ -140,14 +180,16 @@ class Checkpoint(_Message, frozen=True):
     uid: str
     vector: bytes
     deltas_applied: int
+    run: str
+    """Names the run for ever: no other has this name."""
     steps: int
 
 
 class Learned(_Message, frozen=True):
     """The task is learned and its replay samples are on disk."""
 
-    teacher_accuracy: float
-    """On the task's own training data; its use is to notice a teacher that learned nothing."""
+    teacher_accuracy: float | None
+    """The own teacher's, on the task's own training data; its use is to notice one that learned nothing."""
     seconds: float
     replay_samples: int
 
@@ -158,7 +200,18 @@ class LearningFailed(_Message, frozen=True):
     reason: str
 
 
-FromTrainer = TrainerReady | Tasks | Statistics | Progress | Checkpoint | Learned | LearningFailed
+class Measured(_Message, frozen=True):
+    """Gate mass by class and expert: see `experts.router.specialization`."""
+
+    classes: tuple[str, ...]
+    experts: tuple[str, ...]
+    mass: list[list[float]]
+    """m, a row a class."""
+    num_samples: list[int]
+    """Images of each class that were looked at."""
+
+
+FromTrainer = TrainerReady | Tasks | Statistics | Progress | Checkpoint | Learned | LearningFailed | Measured
 
 _to_trainer: msgspec.msgpack.Decoder[ToTrainer] = msgspec.msgpack.Decoder(ToTrainer)
 _from_trainer: msgspec.msgpack.Decoder[FromTrainer] = msgspec.msgpack.Decoder(FromTrainer)

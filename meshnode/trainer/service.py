@@ -1,7 +1,7 @@
 """The daemon's side of learning: which task is next, which expert learns it, and what becomes of the results.
 
 A task file is learned once; the same name with other content is another version of it. A worker that dies is started
-again and learns the interrupted task anew from the last checkpoint; the node goes on serving meanwhile.
+again and goes on with the interrupted task from the last checkpoint; the node goes on serving meanwhile.
 """
 
 import asyncio
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
 from experts.continual.assessment import assign_classes
 from experts.errors import ExpertsError
+from experts.router.specialization import Specialization
 from meshnode.blobs import fetch_from_any
 from meshnode.contributions import Contributions
 from meshnode.directory import Directory
@@ -23,7 +25,7 @@ from meshnode.hosting import ExpertHost
 from meshnode.logs import get_logger, log_settings
 from meshnode.mesh import Mesh
 from meshnode.settings.sections import TrainSection
-from meshnode.state.rows import TaskRow
+from meshnode.state.rows import Reached, TaskRow
 from meshnode.state.state import State
 from meshnode.telemetry import Telemetry
 from meshnode.trainer.messages import (
@@ -33,6 +35,8 @@ from meshnode.trainer.messages import (
     Learn,
     Learned,
     LearningFailed,
+    Measure,
+    Measured,
     Progress,
     Scan,
     Settings,
@@ -40,6 +44,7 @@ from meshnode.trainer.messages import (
     Statistics,
     TaskFile,
     Tasks,
+    TeacherChoice,
     TrainerReady,
 )
 from meshnode.trainer.process import TrainerDied, TrainerProcess
@@ -53,6 +58,12 @@ __all__ = ["LEARNED", "Trainer", "TrainerParts", "TrainerState"]
 LEARNED, FAILED = "learned", "failed"
 RESTART_S = 1.0
 """Pause before a dead worker is started again; doubled each time, up to a minute."""
+
+MEASURE_EVERY_S = 10.0
+"""While idle: how soon a change of the router or of the experts shows in their specialization."""
+
+TEACHERS_RETRY_S = 60.0
+"""Pause before teachers that could not be loaded are tried again."""
 
 RETRY_S = 5.0
 """Pause before a task is taken up again that needs weights which no peer would send just now."""
@@ -73,9 +84,13 @@ class TrainerState:
     done: int = 0
     total: int = 0
     loss: float | None = None
+    left_s: float | None = None
+    """Estimated seconds until the stage ends; None where nothing is under way."""
     replay_samples: int = 0
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Task files that cannot be read, by name, each with the reason."""
+    unusable_teachers: Mapping[str, str] = field(default_factory=dict)
+    """Teachers named by the settings that cannot be loaded, each with the reason."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """Task files that could not be learned as they are, by name, each with the reason if it was in this run."""
     restarts: int = 0
@@ -130,6 +145,13 @@ class Trainer:
         self._look_again = asyncio.Event()
         self._failures: dict[str, str] = {}
         """Why tasks failed in this run of the daemon, by name."""
+        self._learned: tuple[TaskFile, ...] = ()
+        """Learned tasks whose files are still there."""
+        self._measured_on: object = None
+        """Router, experts and tasks of the last measurement."""
+        self.specialization: Specialization | None = None
+        """Who works for which class, on the tasks learned here with the router and the experts of the moment; None
+        until that was measured."""
         self.status = TrainerState()
         self.history: deque[dict[str, object]] = deque(maxlen=100)
         """One entry a learned or failed task, newest last."""
@@ -175,7 +197,7 @@ class Trainer:
                 device=self._device,
                 data_dir=str(settings.data) if settings.data else None,
                 state_dir=str(self._home),
-                settings=Settings(**{name: getattr(settings, name) for name in Settings.__struct_fields__}),
+                settings=_worker_settings(settings),
                 log_level=logs.level,
                 log_format=logs.format,
             )
@@ -186,14 +208,30 @@ class Trainer:
         while True:
             self._look_again.clear()
             task = await self._next_task(process)
-            if task is None:
+            self.status.left_s = None
+            if task is not None and self.status.unusable_teachers:
+                self._wait_for_teachers(task)
+                await self._idle(process, at_most_s=TEACHERS_RETRY_S)
+            elif task is None:
                 self.status.state, self.status.task, self.status.stage = "idle", None, None
-                await self._idle(process)
+                await self._measure(process)
+                while not await self._idle(process, at_most_s=MEASURE_EVERY_S):
+                    await self._measure(process)
             else:
                 await self._learn(process, task)
 
-    async def _idle(self, process: TrainerProcess) -> None:
-        """Wait until there may be something to learn.
+    def _wait_for_teachers(self, task: TaskFile) -> None:
+        """A task is learned once: what a missing teacher would have taught would never be learned."""
+        unusable = self.status.unusable_teachers
+        if self.status.state != "waiting":
+            events = self._parts.telemetry.events
+            events.emit("teachers_unusable", level="warning", task=task.name, reasons=dict(unusable))
+        self.status.state, self.status.task, self.status.stage = "waiting", task.name, None
+        named = "; ".join(f"{name}: {reason}" for name, reason in unusable.items())
+        self.status.reason = f"a teacher that the settings name cannot be loaded: {named}"
+
+    async def _idle(self, process: TrainerProcess, *, at_most_s: float) -> bool:
+        """Wait until there may be something to learn, which is returned, or for so long.
 
         Raises:
             TrainerDied: The worker has ended meanwhile.
@@ -201,12 +239,44 @@ class Trainer:
         look = asyncio.create_task(self._look_again.wait(), name="look again")
         death = asyncio.create_task(process.wait_ended(), name="trainer ended")
         try:
-            await asyncio.wait([look, death], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([look, death], timeout=at_most_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             look.cancel()
             death.cancel()
         if death.done() and not death.cancelled():
             raise death.result()
+        return self._look_again.is_set()
+
+    async def _measure(self, process: TrainerProcess) -> None:
+        """Have it measured who works for which class, unless nothing that it depends on has changed."""
+        view = self._parts.contributions.view
+        experts = {str(uid): listing.classes for uid, listing in self._parts.directory.experts().items()}
+        basis = (view, experts, self._learned)
+        if view is None or not experts or not self._learned or basis == self._measured_on:
+            return
+        spec = self._parts.mesh.spec.router
+        await process.send(
+            Measure(
+                router_classes=view.router.classes,
+                router_weights=view.router.weights.contiguous().numpy().tobytes(),
+                kappa=view.router.kappa,
+                tau=spec.tau,
+                top_k=spec.top_k,
+                experts=experts,
+                tasks=self._learned,
+            )
+        )
+        measured = await process.receive()
+        assert isinstance(measured, Measured)
+        self._measured_on = basis
+        self.specialization = Specialization(
+            classes=measured.classes,
+            uids=measured.experts,
+            mass_CE=torch.tensor(measured.mass, dtype=torch.float64).reshape(
+                len(measured.classes), len(measured.experts)
+            ),
+            num_samples_C=torch.tensor(measured.num_samples, dtype=torch.int64),
+        )
 
     async def _next_task(self, process: TrainerProcess) -> TaskFile | None:
         await process.send(Scan())
@@ -218,7 +288,9 @@ class Trainer:
         rows = self._parts.state.ledger.tasks()
         ended = {(row.name, row.digest): row.state for row in rows}
         failures = {task.name for task in found.tasks if ended.get((task.name, Digest(task.digest))) == FAILED}
+        self._learned = tuple(task for task in found.tasks if ended.get((task.name, Digest(task.digest))) == LEARNED)
         self.status.unreadable = found.unreadable
+        self.status.unusable_teachers = found.unusable_teachers
         self.status.failed = {name: self._failures.get(name, "it failed before this start") for name in failures}
         self.status.reason = self._why_idle(len(found.tasks))
         return next((task for task in found.tasks if (task.name, task.digest) not in ended), None)
@@ -264,6 +336,7 @@ class Trainer:
                 case Progress():
                     self.status.stage, self.status.loss = message.stage, message.loss
                     self.status.done, self.status.total = message.done, message.total
+                    self.status.left_s = round(message.left_s, 1)
                 case Statistics():
                     parts = self._parts
                     await parts.contributions.contribute(
@@ -271,19 +344,22 @@ class Trainer:
                     )
                     await parts.contributions.solve()
                 case Checkpoint():
-                    self._count_steps(message.steps - steps[message.uid])
+                    # A run that goes on does not count again what it did before; its checkpoints are no further apart.
+                    before = max(steps[message.uid], message.steps - self._settings.round_steps)
+                    self._count_steps(message.steps - before)
                     steps[message.uid] = message.steps
                     await self._parts.host.checkpoint(
                         ExpertUid(Digest(message.uid)),
                         np.frombuffer(message.vector, np.float32),
                         deltas_applied=message.deltas_applied,
-                        steps=message.steps,
+                        reached=Reached(run=message.run, steps=message.steps),
                     )
                 case Learned():
                     self.status.replay_samples = message.replay_samples
                     seconds = round(time.monotonic() - began, 3)
-                    accuracy = round(message.teacher_accuracy, 4)
-                    facts = {"seconds": seconds, "teacher_accuracy": accuracy, "experts": list(uids)}
+                    facts: dict[str, object] = {"seconds": seconds, "experts": list(uids)}
+                    if message.teacher_accuracy is not None:
+                        facts["teacher_accuracy"] = round(message.teacher_accuracy, 4)
                     self._finish(task, LEARNED, facts)
                     break
                 case LearningFailed():
@@ -321,15 +397,15 @@ class Trainer:
         newest = max((replica.advert for replica in listing.replicas), key=lambda advert: advert.generation)
         peers = [replica.peer_id for replica in listing.replicas if replica.advert.weights == newest.weights]
         weights = await fetch_from_any(self._parts.transport, peers, newest.weights, timeout_s=self._call_timeout_s)
-        architecture = self._parts.mesh.architecture(newest.hidden, len(listing.classes))
+        architecture = self._parts.mesh.architecture(newest.form, len(listing.classes))
         await self._parts.host.adopt(uid, listing.classes, architecture, weights)
         self._parts.telemetry.events.emit("expert_hosted", expert=uid, classes=listing.classes, cause="replica")
 
     async def _spawn(self, classes: tuple[str, ...]) -> ExpertUid:
         mesh = self._parts.mesh
-        uid = mesh.uid_of(classes, hidden=mesh.spec.expert.hidden)
+        uid = mesh.uid_of(classes, mesh.spec.expert)
         if uid not in self._parts.host.experts:
-            architecture = mesh.architecture(mesh.spec.expert.hidden, len(classes))
+            architecture = mesh.architecture(mesh.spec.expert, len(classes))
             await self._parts.host.adopt(uid, classes, architecture, None)
             self._parts.telemetry.events.emit("expert_hosted", expert=uid, classes=classes, cause="new")
         return uid
@@ -337,12 +413,16 @@ class Trainer:
     async def _job(self, uid: ExpertUid) -> ExpertJob:
         expert = self._parts.host.get(uid)
         updating = expert.generation > 1
+        weights = await self._parts.host.begin_training(uid)
+        reached = expert.reached
         return ExpertJob(
             uid=uid,
             classes=expert.classes,
             architecture=dict(expert.architecture.to_config()),
-            weights=await self._parts.host.begin_training(uid),
+            weights=weights,
             updating=updating,
+            run=None if reached is None else reached.run,
+            steps=0 if reached is None else reached.steps,
         )
 
     def _finish(self, task: TaskFile, outcome: str, facts: dict[str, object]) -> None:
@@ -359,3 +439,18 @@ class Trainer:
         for uid in self._training:
             self._parts.host.end_training(uid)
         self._training = frozenset()
+
+
+def _worker_settings(section: TrainSection) -> Settings:
+    """The section under the same names; of its teachers what crosses the pipe."""
+    same = {name: getattr(section, name) for name in Settings.__struct_fields__ if name != "teachers"}
+    teachers = tuple(
+        TeacherChoice(
+            name=teacher.name,
+            weight=teacher.weight,
+            classes=None if teacher.classes is None else str(teacher.classes),
+            mapping=None if teacher.mapping is None else str(teacher.mapping),
+        )
+        for teacher in section.teachers
+    )
+    return Settings(**same, teachers=teachers)

@@ -31,19 +31,24 @@ if __name__ == "__main__":
 
 import numpy as np  # noqa: E402 - see above
 
+from experts.data.dataset import ImageDataset  # noqa: E402
 from experts.data.npz import load_task  # noqa: E402
 from experts.distillation import DistillationConfig  # noqa: E402
 from experts.errors import ExpertsError, MalformedDataset  # noqa: E402
+from experts.router.fingerprint import statistics_fingerprint  # noqa: E402
 from experts.teachers.cnn import TeacherConfig  # noqa: E402
 from experts.trunk.codec import trunk_from_bytes  # noqa: E402
 from meshnode.logs import configure_logs, get_logger  # noqa: E402
+from meshnode.trainer.interrupted import InterruptedRuns  # noqa: E402
 from meshnode.trainer.learning import Learner, LearnerConfig  # noqa: E402
+from meshnode.trainer.measuring import GateMeter  # noqa: E402
 from meshnode.trainer.memory import ReplayMemory  # noqa: E402
 from meshnode.trainer.messages import (  # noqa: E402
     AddDelta,
     FromTrainer,
     Learn,
     LearningFailed,
+    Measure,
     Scan,
     Setup,
     TaskFile,
@@ -53,6 +58,7 @@ from meshnode.trainer.messages import (  # noqa: E402
     pack,
     read_message,
 )
+from meshnode.trainer.teaching import Faculty, FacultyConfig  # noqa: E402
 from protocol.identifiers import digest_of  # noqa: E402
 from protocol.limits import MAX_NAME_CHARS  # noqa: E402
 
@@ -102,9 +108,21 @@ class _Worker:
         self._data = Path(setup.data_dir) if setup.data_dir else None
         state = Path(setup.state_dir)
         settings = setup.settings
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
         memory = ReplayMemory(state / "replay.msgpack", capacity=settings.replay_samples, seed=settings.seed)
-        teachers = state / "teachers"
-        teachers.mkdir(mode=0o700, parents=True, exist_ok=True)
+        trunk = trunk_from_bytes(setup.trunk).to(setup.device)
+        self._faculty = Faculty(
+            state,
+            FacultyConfig(
+                own=TeacherConfig(epochs=settings.teacher_epochs) if settings.own_teacher else None,
+                named=settings.teachers,
+                channels=trunk.input_channels,
+                pixels=trunk.input_pixels,
+                device=trunk.mean_D.device,
+                cache_bytes=settings.logit_cache_mib * 2**20,
+                seed=settings.seed,
+            ),
+        )
         config = LearnerConfig(
             distillation=DistillationConfig(
                 steps=settings.steps,
@@ -113,13 +131,15 @@ class _Worker:
                 alpha=settings.alpha,
                 temperature=settings.temperature,
                 gamma=settings.gamma,
+                mixed_precision=trunk.mean_D.device.type == "cuda",
             ),
-            teacher=TeacherConfig(epochs=settings.teacher_epochs),
             checkpoint_steps=settings.round_steps,
+            fingerprint=statistics_fingerprint(digest_of(setup.trunk), b""),
             seed=settings.seed,
         )
-        trunk = trunk_from_bytes(setup.trunk).to(setup.device)
-        self._learner = Learner(trunk, memory, teachers, config, self._send)
+        self._meter = GateMeter(trunk, self._same_file, seed=settings.seed)
+        runs = InterruptedRuns(state / "runs")
+        self._learner = Learner(trunk, memory, self._faculty, runs, config, self._send)
         self._send(TrainerReady(replay_samples=len(memory)))
 
     def work(self) -> None:
@@ -130,6 +150,8 @@ class _Worker:
                     self._send(self._scan())
                 case Learn():
                     self._learn(order)
+                case Measure():
+                    self._send(self._meter.measure(order))
                 case _:
                     raise AssertionError(f"unexpected {type(order).__name__}")
 
@@ -143,6 +165,14 @@ class _Worker:
         except (ExpertsError, OSError) as exc:
             self._send(LearningFailed(reason=str(exc)))
         self._inbox.forget_deltas()
+
+    def _same_file(self, task: TaskFile) -> ImageDataset | None:
+        assert self._data is not None
+        path = self._data / f"{task.name}.npz"
+        try:
+            return load_task(path) if digest_of(path.read_bytes()) == task.digest else None
+        except (MalformedDataset, OSError):
+            return None
 
     def _scan(self) -> Tasks:
         tasks: list[TaskFile] = []
@@ -160,7 +190,8 @@ class _Worker:
                 tasks.append(TaskFile(name=path.stem, digest=digest_of(path.read_bytes()), classes=classes))
             except (MalformedDataset, OSError) as exc:
                 unreadable[path.stem] = str(exc)
-        return Tasks(tasks=tuple(tasks), unreadable=unreadable)
+        unusable = self._faculty.load() if self._data else {}
+        return Tasks(tasks=tuple(tasks), unreadable=unreadable, unusable_teachers=unusable)
 
     def _send(self, message: FromTrainer) -> None:
         self._output.write(pack(message))

@@ -11,6 +11,7 @@ from protocol.records.contributions import (
 from protocol.records.peers import (
     ExpertAdvert,
     PeerRecord,
+    fitting,
     inspect_record,
     open_record,
     record_key,
@@ -24,6 +25,7 @@ __all__ = [
     "RouterContribution",
     "decode_contribution_index",
     "encode_contribution_index",
+    "fitting",
     "inspect_record",
     "open_contribution",
     "open_record",

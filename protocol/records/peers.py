@@ -5,6 +5,7 @@ may be hostile, so a reader believes only what the signature, the times and the 
 (`open_record`).
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Final
 
 import msgspec
@@ -14,12 +15,12 @@ from protocol.codec import encode
 from protocol.errors import FrameTooLarge, RecordRefusal, RecordRefused
 from protocol.records.unsealing import check_not_from_future, unseal
 from protocol.signing import SigningKey, seal
+from protocol.spec import ExpertForm
 from protocol.wiretypes import (
     ClassNames,
     CounterField,
     DigestField,
     ExpertUidField,
-    Kind,
     MeshId,
     MeshIdField,
     MomentField,
@@ -28,19 +29,19 @@ from protocol.wiretypes import (
     PeerIdField,
 )
 
-__all__ = ["ExpertAdvert", "PeerRecord", "inspect_record", "open_record", "record_key", "seal_record"]
+__all__ = ["ExpertAdvert", "PeerRecord", "fitting", "inspect_record", "open_record", "record_key", "seal_record"]
 
 _DOMAIN: Final = "record"
+_HEAD_BYTES: Final = 1024
+"""More than a record takes without its adverts: names, digests and moments are 700 bytes at most."""
 
 
 class ExpertAdvert(msgspec.Struct, frozen=True):
     """One replica of an expert that the record's peer serves."""
 
     uid: ExpertUidField
-    kind: Kind
-    """Architecture, by its registry name."""
-    hidden: Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_HIDDEN_UNITS)]
-    """Hidden units; 0 for an architecture without any."""
+    form: ExpertForm
+    """Its architecture, but for the number of classes."""
     classes: ClassNames
     """Sorted, each once."""
     generation: CounterField
@@ -65,6 +66,18 @@ class PeerRecord(msgspec.Struct, frozen=True):
     experts: Annotated[tuple[ExpertAdvert, ...], msgspec.Meta(max_length=limits.MAX_EXPERTS_PER_RECORD)]
     contributions: DigestField | None
     """Of the blob that lists the signed router contributions this peer holds; None while it holds none."""
+
+
+def fitting(adverts: Iterable[ExpertAdvert]) -> tuple[ExpertAdvert, ...]:
+    """The first of these adverts that fit one record, however long the rest of it is."""
+    left = limits.MAX_RECORD_BYTES - limits.MAX_PUBLIC_KEY_BYTES - limits.MAX_SIGNATURE_BYTES - _HEAD_BYTES
+    fitted: list[ExpertAdvert] = []
+    for advert in adverts:
+        left -= len(encode(advert))
+        if left < 0 or len(fitted) == limits.MAX_EXPERTS_PER_RECORD:
+            break
+        fitted.append(advert)
+    return tuple(fitted)
 
 
 def record_key(mesh_id: MeshId) -> str:

@@ -99,7 +99,7 @@ async def _member(folder: Path, architecture: MlpArchitecture, start: np.ndarray
         load_flat(module, torch.from_numpy(start))
         expert = await host.adopt(uid, CLASSES, architecture, weights_to_bytes(module))
         expert.dirty = True
-        directory = Directory(transport, MESH, refresh_s=60.0, genuine=lambda advert: True)
+        directory = Directory(transport, MESH, refresh_s=60.0, objection=lambda advert: None)
         config = AveragerConfig(period_s=PERIOD_S, timeout_s=TIMEOUT_S)
 
         async def apply(uid: ExpertUid, delta: np.ndarray, generation: int) -> None:

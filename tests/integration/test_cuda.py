@@ -14,6 +14,7 @@ from experts.architectures.mlp import MlpArchitecture
 from experts.averaging import mean_of
 from experts.checkpoint import flat_parameters, load_flat, load_weights, weights_to_bytes
 from experts.distillation import DistillationConfig
+from experts.router.fingerprint import statistics_fingerprint
 from experts.teachers.cnn import TeacherConfig
 from experts.trunk.base import calibrate, features_of
 from experts.trunk.images import prepare_images
@@ -23,9 +24,11 @@ from meshnode.device import choose_device
 from meshnode.home import Home
 from meshnode.hosting import ExpertHost
 from meshnode.state.state import State
+from meshnode.trainer.interrupted import InterruptedRuns
 from meshnode.trainer.learning import Learner, LearnerConfig
 from meshnode.trainer.memory import ReplayMemory
 from meshnode.trainer.messages import Checkpoint, ExpertJob, Learn, Learned
+from meshnode.trainer.teaching import Faculty, FacultyConfig
 from protocol.identifiers import Digest, ExpertUid, PeerId, digest_of
 
 DEVICE = "cuda:0"
@@ -64,18 +67,33 @@ def test_the_learner_on_the_gpu_takes_deltas_and_learns_as_well_as_on_the_cpu(tm
         architecture=architecture.to_config(),
         weights=weights_to_bytes(start),
         updating=False,
+        run=None,
+        steps=0,
     )
     accuracy = {}
     for device in ("cpu", DEVICE):
         trunk.to(device)
         sent: list[Any] = []
         config = LearnerConfig(
-            distillation=DistillationConfig(steps=200), teacher=TeacherConfig(epochs=2), checkpoint_steps=100, seed=0
+            distillation=DistillationConfig(steps=200),
+            checkpoint_steps=100,
+            fingerprint=statistics_fingerprint(digest_of(b"trunk"), b""),
+            seed=0,
         )
         folder = tmp_path / device.replace(":", "")
         folder.mkdir()
         memory = ReplayMemory(folder / "replay", capacity=10, seed=0)
-        learner = Learner(trunk, memory, folder, config, sent.append)
+        teaching = FacultyConfig(
+            own=TeacherConfig(epochs=2),
+            named=(),
+            channels=1,
+            pixels=8,
+            device=torch.device(device),
+            cache_bytes=2**20,
+            seed=0,
+        )
+        runs = InterruptedRuns(folder / "runs")
+        learner = Learner(trunk, memory, Faculty(folder, teaching), runs, config, sent.append)
         deltas = iter([[np.zeros(architecture.num_parameters, np.float32)]])
         order = Learn(run=1, task="task", experts=(job,))
         learner.learn(order, task, digest_of(b"task"), lambda _uid, deltas=deltas: next(deltas, []))

@@ -159,7 +159,7 @@ async def test_an_old_record_published_again_is_neither_stored_nor_believed(pair
             assert (await stranger.held_by(holder))[victim][1] >= newer[1]
     async with transport_in(tmp_path / "reader", client_only=True) as transport:
         await transport.connect(pair.first.address)
-        directory = Directory(transport, pair.mesh_id, refresh_s=60.0, genuine=lambda advert: True)
+        directory = Directory(transport, pair.mesh_id, refresh_s=60.0, objection=lambda advert: None)
         await directory.refresh()
         with pytest.raises(RecordRefused) as refused:
             directory.take(old, victim)
@@ -185,7 +185,7 @@ async def test_a_node_that_answers_look_ups_with_forgeries_is_not_believed(pair:
         async with transport_in(tmp_path / "reader", client_only=True) as transport:
             await transport.connect(str((await stranger.dht.protocol.p2p.get_visible_maddrs())[0]))
             await transport.connect(pair.second.address)
-            directory = Directory(transport, pair.mesh_id, refresh_s=60.0, genuine=lambda advert: True)
+            directory = Directory(transport, pair.mesh_id, refresh_s=60.0, objection=lambda advert: None)
             await directory.refresh()
             names = {record.peer_id: record.peer_name for record in directory.records()}
             assert names[victim] == "ann"

@@ -22,7 +22,7 @@ class Node:
         self.network = network
         self.name = "first"
         self.transport: MemoryTransport = network.join(KEY.peer_id)
-        self.directory = Directory(self.transport, MESH.mesh_id, refresh_s=60, genuine=lambda advert: True)
+        self.directory = Directory(self.transport, MESH.mesh_id, refresh_s=60, objection=lambda advert: None)
         self.asked = 0
         self.published = asyncio.Event()
         self.advertiser = Advertiser(self.transport, KEY, self.describe, ttl_s=ttl_s, published=self.take)

@@ -12,6 +12,7 @@ from mesh_in_memory import MemoryNode, announce_all, key_of, memory_network, mem
 
 from meshnode.averaging import driver as driver_module
 from meshnode.averaging.averager import MAX_REMEMBERED_ROUNDS, AveragerConfig
+from meshnode.state.rows import Reached
 from meshnode.transport.interface import FrameHandler, Reduced, ReduceGroup
 from protocol.errors import NoRoute
 from protocol.framing import Frame
@@ -108,7 +109,7 @@ async def test_what_is_learned_during_a_round_is_kept_and_averaged_in_the_next(t
 
         async def train_meanwhile(group: ReduceGroup, vector: np.ndarray, *, timeout_s: float) -> Reduced:
             reduced = await reduce(group, vector, timeout_s=timeout_s)
-            await a.host.checkpoint(uid, before[0] + steps, deltas_applied=0, steps=5)
+            await a.host.checkpoint(uid, before[0] + steps, deltas_applied=0, reached=Reached(run="run", steps=5))
             return reduced
 
         a.transport.all_reduce = train_meanwhile  # type: ignore[method-assign]

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from api_fake_node import EXPERT, KEY, PEER_ID, FakeNode, serving_home
 from cli_process import meshnode
 from PIL import Image
 
+from experts.router.specialization import Specialization
 from meshnode.home import DaemonNote, Home
 from protocol.errors import Busy, CallTimeout, NoRoute, RowsUnanswered
 from protocol.identifiers import ExpertUid, PeerId
@@ -45,6 +47,7 @@ def image_npy(tmp_path: Path) -> Path:
         ("id", "meshnode.id/1"),
         ("peers ls", "meshnode.peers/1"),
         ("experts ls", "meshnode.experts/1"),
+        (f"experts show {EXPERT}", "meshnode.expert/1"),
         ("version", "meshnode.version/1"),
     ],
 )
@@ -330,3 +333,63 @@ def test_the_installed_command_is_the_module() -> None:
     script = Path(sys.executable).parent / "meshnode"
     ended = subprocess.run([script, "--json", "version"], capture_output=True, check=True)
     assert json.loads(ended.stdout) == meshnode("--json", "version").document
+
+
+def measured() -> dict[str, object]:
+    return Specialization(
+        classes=("ankle boot", "bag", "shirt"),
+        uids=("12" * 32, EXPERT),
+        mass_CE=torch.tensor([[0.0, 30.0], [0.0, 10.0], [20.0, 0.0]], dtype=torch.float64),
+        num_samples_C=torch.tensor([40, 10, 20]),
+    ).to_dict()
+
+
+def test_an_expert_is_shown_with_its_form_and_the_classes_that_send_it_gates(home: Home, node: FakeNode) -> None:
+    node.measured = measured()
+    for uid in (EXPERT, EXPERT[:6]):
+        ended = meshnode("--home", home.path, "experts", "show", uid)
+        assert (ended.code, ended.err) == (0, "")
+        assert "mlp: feature_dim 640, hidden 8, input_scale 0.3" in ended.out
+        assert "ankle boot 75.0%, bag 25.0%" in ended.out
+        assert "66.7% of the gate mass" in ended.out
+        assert "0.562 nats" in ended.out  # -3/4 log 3/4 - 1/4 log 1/4
+        (row,) = [line.split() for line in ended.out.splitlines() if line.startswith("ankle boot")]
+        assert row == ["ankle", "boot", "40", "0.0", "75.0"]
+    document = meshnode("--home", home.path, "--json", "experts", "show", EXPERT).document
+    assert document["specialization"]["class_share_ratio"] == {"ankle boot": 0.75, "bag": 0.25}
+    assert document["mesh"] == node.measured
+
+
+def test_an_expert_without_gates_says_so_and_cannot_be_drawn(home: Home, node: FakeNode, tmp_path: Path) -> None:
+    ended = meshnode("--home", home.path, "experts", "show", EXPERT)
+    assert ended.code == 0
+    assert "not measured yet" in ended.out
+    drawn = meshnode("--home", home.path, "--json", "experts", "show", EXPERT, "--plot", tmp_path / "x.png")
+    assert (drawn.code, drawn.document["error"]["code"]) == (11, "resource_absent")
+    node.measured = Specialization(
+        classes=("bag",),
+        uids=(EXPERT,),
+        mass_CE=torch.zeros(1, 1, dtype=torch.float64),
+        num_samples_C=torch.tensor([3]),
+    ).to_dict()
+    idle = meshnode("--home", home.path, "experts", "show", EXPERT)
+    assert "nothing is sent to it" in idle.out
+    assert idle.code == 0
+
+
+def test_the_heat_map_is_drawn_for_all_experts(home: Home, node: FakeNode, tmp_path: Path) -> None:
+    node.measured = measured()
+    path = tmp_path / "map.png"
+    ended = meshnode("--home", home.path, "experts", "show", EXPERT, "--plot", path)
+    assert (ended.code, ended.err) == (0, "")
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 200
+    nowhere = meshnode("--home", home.path, "experts", "show", EXPERT, "--plot", tmp_path / "no" / "x.png")
+    assert nowhere.code == 11
+    assert "cannot be written" in nowhere.err
+
+
+@pytest.mark.parametrize("uid", ["ff", "", EXPERT + "0"])
+def test_no_single_expert_of_that_uid_is_an_error(home: Home, uid: str) -> None:
+    assert meshnode("--home", home.path, "experts", "show", uid).code == 8

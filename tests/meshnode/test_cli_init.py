@@ -5,11 +5,16 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from cli_process import meshnode, python
+from mesh_in_memory import digits
 
+from experts.data.npz import save_task
 from meshnode.cli.starter_config import starter_config
 from meshnode.home import Home
+from meshnode.mesh import load_mesh
 from meshnode.settings.config import NodeConfig, load_config
+from meshnode.state.state import State
 
 ADDRESS = "/ip4/192.0.2.1/tcp/4001/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
 
@@ -19,10 +24,12 @@ import sys, types
 from pathlib import Path
 from meshnode.cli import main
 founding = types.ModuleType("meshnode.founding")
-def found_mesh(home, *, name, data, trunk, pixels):
-    (home.path / "asked").write_text(f"{name} {data} {trunk} {pixels}")
+def found_mesh(home, asked):
+    told = f"{asked.name} {asked.data} {asked.trunk} {asked.pixels} {asked.expert} {asked.expert_settings}"
+    (home.path / "asked").write_text(told)
     return "cd" * 32
 founding.found_mesh = found_mesh
+founding.Founding = lambda **fields: types.SimpleNamespace(**fields)
 sys.modules["meshnode.founding"] = founding
 main()
 """
@@ -98,9 +105,40 @@ def test_founding_tells_what_becomes_public_and_which_mesh_was_made(tmp_path: Pa
     assert ended.code == 0, ended.err
     assert "public" in ended.err
     assert "cd" * 32 in ended.out
-    assert (tmp_path / "home" / "asked").read_text() == f"digits {data} efficientnet-b4 64"
+    assert (tmp_path / "home" / "asked").read_text() == f"digits {data} efficientnet-b4 64 mlp {{}}"
     as_json = python(FOUNDING, "--home", tmp_path / "home", "--json", *line)
     assert as_json.document["mesh"] == {"id": "cd" * 32, "name": "digits"}
+
+
+def test_the_founder_chooses_the_form_of_experts(tmp_path: Path) -> None:
+    data = tmp_path / "task.npz"
+    data.write_bytes(b"PK")
+    home = tmp_path / "home"
+    line = ("init", "--mesh", "digits", "--data", data, "--expert", "conv")
+    settings = ("--expert-set", "filters=3", "--expert-set", "input_scale=1.0", "--expert-set", "word=gelu")
+    ended = python(FOUNDING, "--home", home, *line, *settings, "--expert-set", "biased=true")
+    assert ended.code == 0, ended.err
+    told = {"filters": 3, "input_scale": 1.0, "word": "gelu", "biased": True}
+    assert (home / "asked").read_text().endswith(f"conv {told}")
+    for wrong in ("filters", "filters=", "=3"):
+        assert python(FOUNDING, "--home", home, *line, "--expert-set", wrong).code == 2
+
+
+def test_a_mesh_of_a_form_that_there_is_not_is_not_founded(tmp_path: Path) -> None:
+    data, home = tmp_path / "task.npz", tmp_path / "home"
+    save_task(data, digits("0", "1").select(range(40)))
+    line = ("--home", home, "--json", "init", "--mesh", "digits", "--data", data, "--expert")
+    refused = meshnode(*line, "rnn")
+    assert (refused.code, refused.document["error"]["code"]) == (7, "refused")
+    assert "known kinds: adapter, conv, linear, mlp" in refused.document["error"]["message"]
+    assert meshnode(*line, "mlp", "--expert-set", "depth=3").code == 7
+    made = meshnode(*line, "conv", "--expert-set", "filters=3")
+    assert made.code == 0, made.err
+    with State(Home(home)) as state:
+        mesh = load_mesh(state)
+    assert mesh is not None
+    assert (mesh.spec.expert.kind, mesh.spec.expert.config["filters"]) == ("conv", 3)
+    assert mesh.architecture(mesh.spec.expert, 2).build("x")(torch.zeros(1, mesh.spec.feature_dim)).shape == (1, 2)
 
 
 def test_a_mesh_needs_data_that_is_there(tmp_path: Path) -> None:
@@ -108,6 +146,8 @@ def test_a_mesh_needs_data_that_is_there(tmp_path: Path) -> None:
     for line in (
         ("--mesh", "digits"),
         ("--data", "task.npz"),
+        ("--expert", "conv"),
+        ("--expert-set", "hidden=16"),
         ("--mesh", "m", "--data", "d", "--trunk", "resnet"),
     ):
         assert meshnode("--home", home, "init", *line).code == 2

@@ -22,7 +22,9 @@ from meshnode.settings.config import (
     load_settings,
     settings_there_are,
 )
+from meshnode.settings.documents import settings_document
 from meshnode.settings.layers import FLAGS, Origin
+from meshnode.settings.sections import TeacherSetting
 
 PEER = "Qm" + "a" * 44
 
@@ -369,3 +371,48 @@ def test_importing_the_config_brings_in_nothing_heavy() -> None:
     code = f"import sys, {modules}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "hivemind", "fastapi", "sklearn", "scipy", "matplotlib", "pydantic_settings"} & set(loaded)
+
+
+def test_teachers_are_names_or_tables(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.config_toml.write_text(
+        '[train]\nteachers = ["package:efficientnet-lite0",'
+        ' { name = "file:/models/a.safetensors", weight = 2, mapping = "/models/a.toml" }]\nown_teacher = false\n'
+    )
+    train = load_config(home).train
+    assert [teacher.name for teacher in train.teachers] == ["package:efficientnet-lite0", "file:/models/a.safetensors"]
+    assert [teacher.weight for teacher in train.teachers] == [1.0, 2.0]
+    assert train.teachers[1].mapping == Path("/models/a.toml")
+    (entry,) = (
+        entry for entry in settings_document(load_settings(home))["settings"] if entry["name"] == "train.teachers"
+    )
+    assert entry["value"] == [
+        "package:efficientnet-lite0",
+        {"name": "file:/models/a.safetensors", "weight": 2.0, "mapping": "/models/a.toml"},
+    ]
+    assert load_config(home, {"train.teachers": entry["value"]}).train.teachers == train.teachers
+    assert load_settings(home, environment={"MESHNODE_TRAIN__TEACHERS": "timm:a, hf:b"}).config.train.teachers == (
+        TeacherSetting(name="timm:a"),
+        TeacherSetting(name="hf:b"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("own_teacher = false", "needs a teacher"),
+        ('teachers = ["timm:a", "timm:a"]', "twice"),
+        ('teachers = ["timm:b", { name = "timm:a", weight = 0 }]', "entry 2: weight: must be more than 0"),
+        ('teachers = ["timm:b", 3]', "entry 2: must be text or a table"),
+        ("teachers = [[3]]", "entry 1: must be text or a table"),
+        ('teachers = [{ name = "timm:a", mapping = "a.toml" }]', "absolute"),
+        ("teachers = [{ weight = 2.0 }]", "name"),
+        ("logit_cache_mib = 0", "at least 1"),
+    ],
+)
+def test_teachers_that_contradict_themselves_are_refused(tmp_path: Path, line: str, told: str) -> None:
+    home = Home(tmp_path)
+    home.config_toml.write_text(f"[train]\n{line}\n")
+    with pytest.raises(SettingsRefused) as caught:
+        load_config(home)
+    assert told in str(caught.value)

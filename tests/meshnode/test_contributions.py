@@ -1,6 +1,7 @@
 """The router of many: peers that hold the same signed contributions hold the same router, to the bit."""
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from mesh_in_memory import (
     tiny_trunk,
 )
 
+from experts.router.fingerprint import statistics_fingerprint
 from experts.router.ridge import RidgeRouter, solve_ridge
 from experts.router.statistics import ClassStatistics
 from experts.trunk.base import features_of
@@ -88,7 +90,8 @@ async def test_the_router_merged_from_shards_is_the_one_of_all_data(tmp_path: Pa
     async with memory_nodes(network, "abc", tmp_path) as nodes:
         shards = digits("0", "1", "2", "3").shard(3, seed=1)
         for node, shard in zip(nodes, shards, strict=True):
-            statistics = ClassStatistics.from_features(features_of(tiny_trunk(), shard.images), shard.labels)
+            features = features_of(tiny_trunk(), shard.images)
+            statistics = ClassStatistics.from_features(features, shard.labels, fingerprint=MESH.fingerprint)
             await node.contribute("shard", statistics.to_bytes())
         await announce_all(nodes)
         for node in nodes:
@@ -238,7 +241,11 @@ async def test_a_node_starts_although_its_clock_was_set_back_since(tmp_path: Pat
 
 FOREIGN = MeshId(digest_of(b"another mesh"))
 STATISTICS = statistics_of("0", "1")
-WIDE = ClassStatistics.from_features(torch.randn(8, 5), ["0", "1"] * 4).to_bytes()
+WIDE = ClassStatistics.from_features(torch.randn(8, 5), ["0", "1"] * 4, fingerprint=MESH.fingerprint).to_bytes()
+OF_ANOTHER_TRUNK = dataclasses.replace(
+    ClassStatistics.from_bytes(STATISTICS), fingerprint=statistics_fingerprint(digest_of(b"another trunk"), b"")
+).to_bytes()
+UNNAMED = dataclasses.replace(ClassStatistics.from_bytes(STATISTICS), fingerprint=None).to_bytes()
 SOMEBODY = key_of("somebody")
 GOOD = contribution_of(SOMEBODY, STATISTICS)
 
@@ -251,7 +258,9 @@ BAD = {
     ),
     "of another mesh": seal_contribution(contribution_of(SOMEBODY, STATISTICS, mesh_id=FOREIGN), SOMEBODY),
     "from the future": seal_contribution(contribution_of(SOMEBODY, STATISTICS, issued_at=1_001_000.0), SOMEBODY),
-    "of other features": seal_contribution(contribution_of(SOMEBODY, WIDE), SOMEBODY),
+    "of another dimension": seal_contribution(contribution_of(SOMEBODY, WIDE), SOMEBODY),
+    "of another trunk's features": seal_contribution(contribution_of(SOMEBODY, OF_ANOTHER_TRUNK), SOMEBODY),
+    "of features nobody names": seal_contribution(contribution_of(SOMEBODY, UNNAMED), SOMEBODY),
     "about statistics that are none": seal_contribution(
         RouterContribution(MESH.mesh_id, SOMEBODY.peer_id, "t", 1, digest_of(b"none"), {"0": 1}, 1_000_000.0),
         SOMEBODY,
@@ -268,7 +277,7 @@ async def test_what_does_not_prove_itself_is_left_out_and_the_router_goes_on(tmp
     async with memory_node(memory_network(), "a", tmp_path) as a:
         await a.contribute("t", statistics_of("4", "5"))
         before = router_of(a).weights
-        await relayed(a, tmp_path, [sealed], [STATISTICS, WIDE, b"none"])
+        await relayed(a, tmp_path, [sealed], [STATISTICS, WIDE, OF_ANOTHER_TRUNK, UNNAMED, b"none"])
         assert a.contributions.version_of(SOMEBODY.peer_id, "t") == 0
         assert torch.equal(router_of(a).weights, before)
         # The same peer's good ones are still welcome.

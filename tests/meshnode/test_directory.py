@@ -4,7 +4,7 @@ import asyncio
 
 import msgspec
 import pytest
-from mesh_in_memory import MESH, key_of, memory_network
+from mesh_in_memory import MESH, form, key_of, memory_network
 
 from meshnode.directory import FAILURE_MEMORY_S, Directory
 from meshnode.telemetry import Telemetry
@@ -22,7 +22,7 @@ FIRST, SECOND = sorted(ExpertUid(digest_of(name)) for name in (b"first", b"secon
 
 def advert(uid: ExpertUid, *classes: str, generation: int = 1) -> ExpertAdvert:
     weights = digest_of(f"{uid}/{generation}".encode())
-    return ExpertAdvert(uid=uid, kind="mlp", hidden=4, classes=classes, generation=generation, weights=weights)
+    return ExpertAdvert(uid=uid, form=MESH.spec.expert, classes=classes, generation=generation, weights=weights)
 
 
 def record(
@@ -51,7 +51,8 @@ async def publish(network: MemoryNetwork, key: SigningKey, content: PeerRecord) 
 
 
 def directory_on(network: MemoryNetwork) -> Directory:
-    return Directory(network.join(key_of("reader").peer_id), MESH.mesh_id, refresh_s=60.0, genuine=lambda advert: True)
+    reader = network.join(key_of("reader").peer_id)
+    return Directory(reader, MESH.mesh_id, refresh_s=60.0, objection=lambda advert: None)
 
 
 async def test_replicas_of_an_expert_are_listed_together_and_experts_in_uid_order() -> None:
@@ -109,7 +110,7 @@ async def test_peers_that_come_and_go_are_told_of_and_the_node_itself_is_not() -
     telemetry = Telemetry()
     telemetry.events.listen(lambda event: heard.append((event.kind, event.facts["name"])))
     transport = network.join(C.peer_id)
-    directory = Directory(transport, MESH.mesh_id, refresh_s=60.0, genuine=lambda advert: True, telemetry=telemetry)
+    directory = Directory(transport, MESH.mesh_id, refresh_s=60.0, objection=lambda advert: None, telemetry=telemetry)
     await publish(network, A, record(A, network, ttl_s=10))
     await publish(network, C, record(C, network))
     await directory.refresh()
@@ -123,12 +124,12 @@ async def test_peers_that_come_and_go_are_told_of_and_the_node_itself_is_not() -
 async def test_adverts_are_judged_once_and_again_when_a_record_changes() -> None:
     network, judged = memory_network(), list[ExpertAdvert]()
 
-    def genuine(advert: ExpertAdvert) -> bool:
+    def objection(advert: ExpertAdvert) -> str | None:
         judged.append(advert)
-        return advert.generation != 2
+        return "too new" if advert.generation == 2 else None
 
     transport = network.join(key_of("reader").peer_id)
-    directory = Directory(transport, MESH.mesh_id, refresh_s=60.0, genuine=genuine)
+    directory = Directory(transport, MESH.mesh_id, refresh_s=60.0, objection=objection)
     await publish(network, A, record(A, network, advert(FIRST, "0")))
     await directory.refresh()
     assert list(directory.experts()) == list(directory.experts()) == [FIRST]
@@ -137,6 +138,7 @@ async def test_adverts_are_judged_once_and_again_when_a_record_changes() -> None
     await publish(network, A, record(A, network, advert(FIRST, "0", generation=2)))
     await directory.refresh()
     assert not directory.experts()
+    assert [(entry.uid, entry.peer_name, entry.reason) for entry in directory.left_out()] == [(FIRST, "a", "too new")]
 
 
 async def test_the_record_before_the_last_cannot_be_played_again() -> None:
@@ -179,7 +181,7 @@ async def test_a_failure_is_remembered_until_a_success_or_for_a_while() -> None:
 async def test_the_service_looks_at_once_and_again_after_each_interval() -> None:
     network = memory_network()
     directory = Directory(
-        network.join(key_of("reader").peer_id), MESH.mesh_id, refresh_s=0.01, genuine=lambda advert: True
+        network.join(key_of("reader").peer_id), MESH.mesh_id, refresh_s=0.01, objection=lambda advert: None
     )
     await publish(network, A, record(A, network))
     async with asyncio.timeout(5):
@@ -195,12 +197,13 @@ async def test_the_service_looks_at_once_and_again_after_each_interval() -> None
 
 async def test_an_advert_under_another_experts_uid_does_not_count() -> None:
     network = memory_network()
-    genuine_uid = MESH.uid_of(("0", "1"), hidden=4)
+    genuine_uid = MESH.uid_of(("0", "1"), MESH.spec.expert)
     reader = network.join(key_of("reader").peer_id)
-    directory = Directory(reader, MESH.mesh_id, refresh_s=60.0, genuine=MESH.describes)
+    directory = Directory(reader, MESH.mesh_id, refresh_s=60.0, objection=MESH.objection_to)
     await publish(network, A, record(A, network, advert(genuine_uid, "0", "1")))
     await publish(network, B, record(B, network, advert(genuine_uid, "7", "8")))
-    await publish(network, C, record(C, network, msgspec.structs.replace(advert(genuine_uid, "0", "1"), hidden=0)))
+    linear = msgspec.structs.replace(advert(genuine_uid, "0", "1"), form=form("linear"))
+    await publish(network, C, record(C, network, linear))
     await directory.refresh()
     (listing,) = directory.experts().values()
     assert listing.classes == ("0", "1")

@@ -73,6 +73,13 @@ def test_task_files_that_the_daemon_cannot_use_are_problems(home: Home, tmp_path
     ]
 
 
+def test_teachers_that_the_daemon_cannot_use_are_problems(home: Home, tmp_path: Path) -> None:
+    training = {"state": "waiting", "data": str(tmp_path), "unusable_teachers": {"file:/{x}": "there is no file"}}
+    assert outcomes(check_data, about(home, status={"training": training})) == [
+        ("problem", "nothing is learned without the teacher file:/{x}: there is no file"),
+    ]
+
+
 def test_a_running_daemons_folder_goes_before_the_settings(home: Home, tmp_path: Path) -> None:
     training = {"state": "idle", "data": str(tmp_path / "absent")}
     ((outcome, message),) = outcomes(check_data, about(home, {"train.enabled": False}, status={"training": training}))

@@ -11,8 +11,13 @@ from mesh_in_memory import MESH, memory_network, memory_node, memory_nodes
 from experts.architectures.base import probabilities
 from experts.checkpoint import load_weights, weights_to_bytes
 from experts.errors import CorruptWeights
+from meshnode.state.rows import Reached
 from protocol.errors import UnknownExpert
 from protocol.identifiers import ExpertUid, digest_of
+
+
+def at(steps: int) -> Reached:
+    return Reached(run="run", steps=steps)
 
 
 def some_vector(length: int, seed: int) -> np.ndarray:
@@ -46,7 +51,7 @@ async def test_the_advert_names_weights_that_are_served_as_a_blob(tmp_path: Path
         expert = await a.spawn("0", "1")
         await a.learn(expert.uid, seed=1)
         advert = expert.advert()
-        assert (advert.uid, advert.kind, advert.hidden, advert.classes) == (expert.uid, "mlp", 4, ("0", "1"))
+        assert (advert.uid, advert.form, advert.classes) == (expert.uid, MESH.spec.expert, ("0", "1"))
         assert advert.generation == 2
         module = expert.architecture.build("another seed")
         load_weights(module, a.state.blobs.get(advert.weights))
@@ -82,15 +87,15 @@ async def test_an_answer_under_way_keeps_the_module_it_began_with(tmp_path: Path
 async def test_each_change_is_a_generation_with_its_cause_and_wakes_the_advertiser(tmp_path: Path) -> None:
     async with memory_node(memory_network(), "a", tmp_path) as a:
         uid = (await a.spawn("0", "1")).uid
-        await a.host.checkpoint(uid, a.host.snapshot(uid) + 1, deltas_applied=0, steps=50)
+        await a.host.checkpoint(uid, a.host.snapshot(uid) + 1, deltas_applied=0, reached=at(50))
         a.host.changed.clear()
         await a.host.apply_delta(uid, np.ones_like(a.host.snapshot(uid)), generation=2)
         assert a.host.changed.is_set()
         newest_first = a.state.ledger.generations(uid)
-        assert [(g.number, g.cause, g.steps) for g in newest_first] == [
-            (3, "averaged", 0),
-            (2, "trained", 50),
-            (1, "initial", 0),
+        assert [(g.number, g.cause, g.reached) for g in newest_first] == [
+            (3, "averaged", at(50)),
+            (2, "trained", at(50)),
+            (1, "initial", None),
         ]
         assert newest_first[0].parent == newest_first[1].digest
         assert newest_first[0].digest == a.host.get(uid).weights
@@ -107,9 +112,9 @@ async def test_a_checkpoint_takes_in_the_deltas_that_the_trainer_had_not(tmp_pat
             assert await a.host.apply_delta(uid, delta, generation=a.host.get(uid).generation)
         assert np.allclose(a.host.snapshot(uid), start + sum(deltas), atol=1e-5)
         # The trainer had added the first one by then, and taken steps of its own.
-        await a.host.checkpoint(uid, start + steps + deltas[0], deltas_applied=1, steps=10)
+        await a.host.checkpoint(uid, start + steps + deltas[0], deltas_applied=1, reached=at(10))
         assert np.allclose(a.host.snapshot(uid), start + steps + sum(deltas), atol=1e-5)
-        await a.host.checkpoint(uid, start + 2 * steps + sum(deltas), deltas_applied=3, steps=20)
+        await a.host.checkpoint(uid, start + 2 * steps + sum(deltas), deltas_applied=3, reached=at(20))
         assert np.allclose(a.host.snapshot(uid), start + 2 * steps + sum(deltas), atol=1e-5)
 
 
@@ -123,7 +128,7 @@ async def test_deltas_and_checkpoints_at_the_same_moment_lose_nothing(tmp_path: 
         await asyncio.gather(
             a.host.apply_delta(uid, deltas[0], generation=1),
             a.host.apply_delta(uid, deltas[1], generation=1),
-            a.host.checkpoint(uid, start + steps, deltas_applied=0, steps=10),
+            a.host.checkpoint(uid, start + steps, deltas_applied=0, reached=at(10)),
             a.host.apply_delta(uid, deltas[2], generation=1),
             a.host.apply_delta(uid, deltas[3], generation=1),
         )
@@ -143,7 +148,7 @@ async def test_a_run_that_ended_or_never_began_takes_no_delta(tmp_path: Path) ->
         assert not await a.host.apply_delta(uid, delta, generation=3)
         # A new run starts from what is served, so the old run's deltas are not added to it again.
         await a.host.begin_training(uid)
-        await a.host.checkpoint(uid, a.host.snapshot(uid) + steps, deltas_applied=0, steps=1)
+        await a.host.checkpoint(uid, a.host.snapshot(uid) + steps, deltas_applied=0, reached=at(1))
         assert np.allclose(a.host.snapshot(uid), start + 3 * delta + steps, atol=1e-5)
 
 
@@ -159,7 +164,7 @@ async def test_a_run_that_begins_while_a_delta_is_committed_starts_with_it_and_i
         )
         assert not trainer_is_told
         assert weights == a.state.blobs.get(expert.weights)
-        await a.host.checkpoint(expert.uid, expected, deltas_applied=0, steps=1)
+        await a.host.checkpoint(expert.uid, expected, deltas_applied=0, reached=at(1))
         assert np.allclose(a.host.snapshot(expert.uid), expected, atol=1e-6)
 
 

@@ -164,6 +164,8 @@ FAILURES: dict[str, FrameHandler] = {
     "answers other rows": answering(np.full((NUM_ROWS + 1, 2), 0.5, np.float32)),
     "answers in another type": answering(np.full((NUM_ROWS, 2), 0.5, np.float64)),
     "answers NaN": answering(np.full((NUM_ROWS, 2), np.nan, np.float32)),
+    "answers more than there is": answering(np.full((NUM_ROWS, 2), 1e6, np.float32)),
+    "answers less than nothing": answering(np.tile(np.array([2.0, -1.0], np.float32), (NUM_ROWS, 1))),
 }
 
 

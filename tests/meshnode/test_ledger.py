@@ -12,12 +12,13 @@ import pytest
 from meshnode.errors import StateTooNew, StateUnreadable
 from meshnode.state import ledger as ledger_module
 from meshnode.state.ledger import SCHEMA_VERSION, Ledger
-from meshnode.state.rows import ContributionRow, ExpertRow, Generation, TaskRow
+from meshnode.state.rows import ContributionRow, ExpertRow, Generation, Reached, TaskRow
 from protocol.errors import UnknownExpert
 from protocol.identifiers import Digest, ExpertUid, PeerId, digest_of
 
 UID = ExpertUid(digest_of(b"expert"))
 EXPERT = ExpertRow(uid=UID, architecture={"kind": "mlp", "hidden": 8, "input_scale": 0.3}, classes=("zèbre", "cat"))
+REACHED = Reached(run="run", steps=50)
 CONTRIBUTION = ContributionRow(
     peer_id=PeerId("Qm" + "a" * 44),
     task="digits",
@@ -39,7 +40,7 @@ def ledger(path: Path) -> Iterator[Ledger]:
 
 
 def add(ledger: Ledger, data: bytes, parent: Digest | None = None) -> Generation:
-    return ledger.add_generation(UID, digest_of(data), cause="trained", parent=parent, created_at=1.5, steps=50)
+    return ledger.add_generation(UID, digest_of(data), cause="trained", parent=parent, created_at=1.5, reached=REACHED)
 
 
 def test_everything_written_is_there_after_reopening(path: Path) -> None:
@@ -148,6 +149,19 @@ def test_a_ledger_of_a_later_version_is_refused_untouched(path: Path) -> None:
         Ledger(path).open()
     assert (caught.value.found, caught.value.supported) == (SCHEMA_VERSION + 1, SCHEMA_VERSION)
     assert path.read_bytes() == before
+
+
+def test_a_ledger_of_the_first_version_is_taken_over(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.add_expert(EXPERT)
+        generation = add(ledger, b"1")
+        ledger._rows("ALTER TABLE generations DROP COLUMN run")
+        ledger._rows("PRAGMA user_version = 1")
+    with Ledger(path) as ledger:
+        assert ledger.generations(UID) == (dataclasses.replace(generation, reached=None),)
+        newer = add(ledger, b"2")
+    with Ledger(path) as ledger:
+        assert ledger.generations(UID)[0] == newer
 
 
 def test_a_file_that_is_no_ledger_is_refused_untouched(path: Path) -> None:

@@ -1,6 +1,7 @@
 """A node without a mesh takes the mesh of its peers, checked by digest, and keeps it."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,10 @@ from mesh_in_memory import MESH, PIXELS, digits, key_of, memory_network, mesh_bl
 
 from experts.trunk.base import features_of
 from meshnode import mesh as module
+from meshnode.errors import MeshUnreadable
 from meshnode.handlers import Handlers
 from meshnode.home import Home
-from meshnode.mesh import Mesh, load_mesh, pull_mesh
+from meshnode.mesh import MESH_SETTING, Mesh, load_mesh, pull_mesh
 from meshnode.state.state import State
 from meshnode.transport.memory import MemoryNetwork
 from protocol.identifiers import MeshId, PeerId, digest_of
@@ -53,6 +55,7 @@ def another_mesh() -> tuple[Mesh, bytes]:
         input=ImageInput(channels=1, pixels=PIXELS),
         trunk=digest_of(mesh_blobs()[1]),
         feature_dim=tiny_trunk().feature_dim,
+        expert=MESH.spec.expert,
         calibration="another",
     )
     data = encode_spec(spec)
@@ -136,3 +139,14 @@ async def test_a_peer_whose_mesh_does_not_fit_its_digests_gives_nothing(
 
 async def test_a_home_without_a_mesh_has_none(state: State) -> None:
     assert load_mesh(state) is None
+
+
+def test_a_home_of_an_earlier_version_is_refused_by_name_and_so_is_a_damaged_one(state: State) -> None:
+    old = json.loads(mesh_blobs()[0]) | {"schema": "modulemesh.spec/1", "expert": {"kind": "mlp", "hidden": 8}}
+    state.set_setting(MESH_SETTING, state.blobs.put(json.dumps(old).encode()))
+    with pytest.raises(MeshUnreadable, match=r"modulemesh\.spec/1.*this version reads") as caught:
+        load_mesh(state)
+    assert "another --home" in str(caught.value.hint)
+    state.set_setting(MESH_SETTING, state.blobs.put(mesh_blobs()[0]))
+    with pytest.raises(MeshUnreadable, match=digest_of(mesh_blobs()[1])):  # the trunk is not there
+        load_mesh(state)

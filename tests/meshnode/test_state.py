@@ -16,15 +16,16 @@ from meshnode import home as home_module
 from meshnode.errors import StateTooNew
 from meshnode.home import Home
 from meshnode.state.ledger import Ledger
-from meshnode.state.rows import TaskRow
+from meshnode.state.rows import Reached, TaskRow
 from meshnode.state.state import KEPT_GENERATIONS, State
 from protocol.errors import BlobCorrupt, UnknownExpert
 from protocol.identifiers import Digest, ExpertUid, MeshId, PeerId, digest_of
 from protocol.records import RouterContribution
-from protocol.spec import ImageInput, MeshSpec, encode_spec
+from protocol.spec import ExpertForm, ImageInput, MeshSpec, encode_spec
 
 UID = ExpertUid(digest_of(b"expert"))
 OTHER = ExpertUid(digest_of(b"other expert"))
+REACHED = Reached(run="run", steps=50)
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def host(state: State, uid: ExpertUid = UID) -> None:
 
 
 def commit(state: State, weights: bytes, uid: ExpertUid = UID) -> Digest:
-    return state.commit_generation(uid, weights, cause="trained", steps=50, now_s=1000.0).digest
+    return state.commit_generation(uid, weights, cause="trained", reached=REACHED, now_s=1000.0).digest
 
 
 def contribution(statistics: bytes, *, version: int = 1, task: str = "digits") -> RouterContribution:
@@ -71,9 +72,10 @@ def spoil(home: Home, digest: Digest) -> None:
 
 def test_generations_form_a_chain(state: State) -> None:
     first = state.commit_generation(UID, b"one", cause="initial", now_s=1000.0)
-    second = state.commit_generation(UID, b"two", cause="trained", steps=50, now_s=1010.0)
-    assert (first.number, first.parent, first.steps, first.created_at) == (1, None, 0, 1000.0)
-    assert (second.number, second.parent, second.steps, second.cause) == (2, first.digest, 50, "trained")
+    second = state.commit_generation(UID, b"two", cause="trained", reached=REACHED, now_s=1010.0)
+    assert (first.number, first.parent, first.reached, first.created_at) == (1, None, None, 1000.0)
+    assert (second.number, second.parent, second.cause) == (2, first.digest, "trained")
+    assert second.reached == REACHED
     assert state.current(UID) == second
     assert state.blobs.get(second.digest) == b"two"
 
@@ -373,6 +375,7 @@ def _spec(trunk: Digest) -> MeshSpec:
         input=ImageInput(channels=1, pixels=8),
         trunk=trunk,
         feature_dim=16,
+        expert=ExpertForm("linear", {"feature_dim": 16, "input_scale": 0.3}),
         calibration="random images",
     )
 

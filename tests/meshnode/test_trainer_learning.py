@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -15,13 +16,25 @@ from experts.checkpoint import flat_parameters, load_flat, weights_to_bytes
 from experts.data.dataset import ImageDataset
 from experts.distillation import DistillationConfig
 from experts.errors import ExpertsError
+from experts.generators import torch_generator
 from experts.router.statistics import ClassStatistics
-from experts.teachers.cnn import CnnTeacher, TeacherConfig
+from experts.teachers.cnn import CnnTeacher, TeacherConfig, train_teacher
 from experts.trunk.base import features_of
 from experts.trunk.images import prepare_images
+from meshnode.trainer.interrupted import InterruptedRuns
 from meshnode.trainer.learning import Learner, LearnerConfig
 from meshnode.trainer.memory import ReplayMemory
-from meshnode.trainer.messages import Checkpoint, ExpertJob, FromTrainer, Learn, Learned, Progress, Statistics
+from meshnode.trainer.messages import (
+    Checkpoint,
+    ExpertJob,
+    FromTrainer,
+    Learn,
+    Learned,
+    Progress,
+    Statistics,
+    TeacherChoice,
+)
+from meshnode.trainer.teaching import Faculty, FacultyConfig
 
 TASK = digits("0", "1").select(range(100))
 LATER = digits("0", "1").select(range(100, 160))
@@ -32,16 +45,26 @@ def architecture(num_classes: int) -> MlpArchitecture:
     return MlpArchitecture(feature_dim=MESH.spec.feature_dim, hidden=4, num_classes=num_classes)
 
 
-def job(uid: str, *classes: str, updating: bool = False, vector: np.ndarray | None = None) -> ExpertJob:
+START = flat_parameters(architecture(2).build("e")).numpy()
+"""What the expert "e" begins with."""
+
+
+class Killed(Exception):
+    """Not one that anybody catches."""
+
+
+def job(uid: str, *classes: str, updating: bool = False, reached: Checkpoint | None = None) -> ExpertJob:
     module = architecture(len(classes)).build(uid)
-    if vector is not None:
-        load_flat(module, torch.from_numpy(vector.copy()))
+    if reached is not None:
+        load_flat(module, torch.from_numpy(np.frombuffer(reached.vector, np.float32).copy()))
     return ExpertJob(
         uid=uid,
         classes=classes,
         architecture=architecture(len(classes)).to_config(),
         weights=weights_to_bytes(module),
         updating=updating,
+        run=reached.run if reached else None,
+        steps=reached.steps if reached else 0,
     )
 
 
@@ -57,6 +80,11 @@ class Lesson:
     gamma: float = 1.0
     lr: float = 0.05
     steps: int = STEPS
+    own: bool = True
+    alpha: float = 0.5
+    named: tuple[TeacherChoice, ...] = ()
+    killed_at: int | None = None
+    """Steps of the checkpoint at which everything ends, just after it was sent."""
     said: list[FromTrainer] = field(default_factory=list)
 
     def learn(
@@ -68,23 +96,47 @@ class Lesson:
         deltas: Callable[[str], list[np.ndarray]] = no_deltas,
     ) -> list[FromTrainer]:
         config = LearnerConfig(
-            distillation=DistillationConfig(steps=self.steps, gamma=self.gamma, lr=self.lr),
-            teacher=TeacherConfig(epochs=3),
+            distillation=DistillationConfig(steps=self.steps, gamma=self.gamma, lr=self.lr, alpha=self.alpha),
             checkpoint_steps=CHECKPOINT_STEPS,
+            fingerprint=MESH.fingerprint,
             seed=1,
         )
         self.said = []
-        learner = Learner(tiny_trunk(), self.memory(), self.folder, config, self.said.append)
+        faculty, runs = self.faculty(), InterruptedRuns(self.folder / "runs")
+        assert faculty.load() == {}
+        learner = Learner(tiny_trunk(), self.memory(), faculty, runs, config, self._hear)
         learner.learn(Learn(run=1, task=name, experts=tuple(jobs)), task, name, deltas)
         return self.said
+
+    def _hear(self, message: FromTrainer) -> None:
+        self.said.append(message)
+        if self.killed_at is not None and isinstance(message, Checkpoint) and message.steps == self.killed_at:
+            raise Killed
+
+    def faculty(self) -> Faculty:
+        return Faculty(
+            self.folder,
+            FacultyConfig(
+                own=TeacherConfig(epochs=3) if self.own else None,
+                named=self.named,
+                channels=1,
+                pixels=PIXELS,
+                device=torch.device("cpu"),
+                cache_bytes=2**20,
+                seed=1,
+            ),
+        )
 
     def memory(self) -> ReplayMemory:
         return ReplayMemory(self.folder / "replay.msgpack", capacity=80, seed=1)
 
     def last(self, uid: str) -> np.ndarray:
         """The vector of the last checkpoint."""
-        vectors = [said.vector for said in self.said if isinstance(said, Checkpoint) and said.uid == uid]
-        return np.frombuffer(vectors[-1], np.float32)
+        return np.frombuffer(self.reached(uid).vector, np.float32)
+
+    def reached(self, uid: str) -> Checkpoint:
+        """The last checkpoint."""
+        return [said for said in self.said if isinstance(said, Checkpoint) and said.uid == uid][-1]
 
 
 def accuracy(vector: np.ndarray, classes: Sequence[str], data: ImageDataset) -> float:
@@ -106,7 +158,12 @@ def test_a_task_is_reported_from_its_statistics_to_the_end_in_order(tmp_path: Pa
         ("teacher", 3, 3),
         ("distil", 100, 250),
         ("distil", 200, 250),
+        ("distil", 250, 250),
     ]
+    left = [m.left_s for m in said if isinstance(m, Progress)]
+    assert left[2] == left[5] == 0
+    assert left[0] > left[1] > 0
+    assert left[3] > left[4] > 0
     checkpoints = [m for m in said if isinstance(m, Checkpoint)]
     assert [(m.uid, m.steps, m.deltas_applied) for m in checkpoints] == [("e", 100, 0), ("e", 200, 0), ("e", 250, 0)]
     learned = said[-1]
@@ -121,7 +178,8 @@ def test_a_task_is_reported_from_its_statistics_to_the_end_in_order(tmp_path: Pa
 def test_the_statistics_are_those_of_the_tasks_features(tmp_path: Path) -> None:
     said = Lesson(tmp_path).learn(TASK, [])
     assert isinstance(said[0], Statistics)
-    expected = ClassStatistics.from_features(features_of(tiny_trunk(), TASK.images), TASK.labels)
+    features = features_of(tiny_trunk(), TASK.images)
+    expected = ClassStatistics.from_features(features, TASK.labels, fingerprint=MESH.fingerprint)
     assert said[0].data == expected.to_bytes()
     assert ClassStatistics.from_bytes(said[0].data).counts == TASK.class_counts
 
@@ -137,7 +195,7 @@ def test_the_expert_answers_for_real_digits_it_has_not_seen(tmp_path: Path) -> N
 
 def test_the_teacher_is_kept_and_has_seen_the_task(tmp_path: Path) -> None:
     Lesson(tmp_path).learn(TASK, [], name="first")
-    teacher = CnnTeacher.from_bytes((tmp_path / "first.safetensors").read_bytes())
+    teacher = CnnTeacher.from_bytes((tmp_path / "teachers" / "first.safetensors").read_bytes())
     assert teacher.classes == ("0", "1")
     test = digits("0", "1", test=True)
     columns = teacher.logits(prepare_images(test.images, 1, PIXELS)).argmax(dim=1).tolist()
@@ -206,8 +264,8 @@ def test_updating_replays_what_the_old_generation_said(tmp_path: Path) -> None:
         folder.mkdir()
         lesson = Lesson(folder, gamma=gamma)
         lesson.learn(TASK, [job("e", "0", "1")], name="first")
-        old = lesson.last("e")
-        lesson.learn(drifted, [job("e", "0", "1", updating=updating, vector=old)], name="second")
+        old = lesson.reached("e")
+        lesson.learn(drifted, [job("e", "0", "1", updating=updating, reached=old)], name="second")
         kept[name] = accuracy(lesson.last("e"), ("0", "1"), test)
     assert kept["replay"] > 0.9
     assert kept["no weight"] < 0.7
@@ -230,3 +288,243 @@ def test_a_task_of_the_wrong_classes_is_an_error_and_is_not_remembered(tmp_path:
 
 def test_a_job_names_an_architecture_that_can_be_built() -> None:
     assert architecture_from_config(job("e", "0", "1").architecture) == architecture(2)
+
+
+def uninterrupted(folder: Path, *jobs: ExpertJob, task: ImageDataset = TASK) -> Lesson:
+    folder.mkdir()
+    lesson = Lesson(folder)
+    lesson.learn(task, jobs)
+    return lesson
+
+
+def test_a_run_goes_on_from_its_last_checkpoint_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    whole = uninterrupted(tmp_path / "whole", job("e", "0", "1"))
+    (tmp_path / "killed").mkdir()
+    lesson = Lesson(tmp_path / "killed", killed_at=100)
+    with pytest.raises(Killed):
+        lesson.learn(TASK, [job("e", "0", "1")])
+    reached = lesson.reached("e")
+    lesson.killed_at = None
+    # To the daemon it has learned before: it is at its second generation.
+    said = lesson.learn(TASK, [job("e", "0", "1", updating=True, reached=reached)])
+    assert [m.steps for m in said if isinstance(m, Checkpoint)] == [200, 250]
+    assert [(m.stage, m.done) for m in said if isinstance(m, Progress)] == [("distil", 200), ("distil", 250)]
+    assert np.array_equal(lesson.last("e"), whole.last("e"))
+    assert not list((tmp_path / "killed" / "runs").iterdir())
+
+
+def test_steps_whose_checkpoint_was_never_committed_are_taken_again(tmp_path: Path) -> None:
+    lesson = Lesson(tmp_path, killed_at=200)
+    with pytest.raises(Killed):
+        lesson.learn(TASK, [job("e", "0", "1")])
+    lesson.killed_at = None
+    first = next(m for m in lesson.said if isinstance(m, Checkpoint))
+    said = lesson.learn(TASK, [job("e", "0", "1", reached=first)])
+    assert [m.steps for m in said if isinstance(m, Checkpoint)] == [200, 250]
+    assert accuracy(lesson.last("e"), ("0", "1"), digits("0", "1", test=True)) > 0.95
+
+
+def test_an_interrupted_run_takes_in_what_was_averaged_since(tmp_path: Path) -> None:
+    lesson = Lesson(tmp_path, lr=1e-9, killed_at=100)
+    with pytest.raises(Killed):
+        lesson.learn(TASK, [job("e", "0", "1")])
+    lesson.killed_at = None
+    averaged = lesson.last("e") + 1
+    reached = msgspec.structs.replace(lesson.reached("e"), vector=averaged.tobytes())
+    lesson.learn(TASK, [job("e", "0", "1", reached=reached)])
+    assert np.allclose(lesson.last("e"), averaged, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["settings", "task", "no checkpoint", "damage"])
+def test_a_run_that_cannot_go_on_begins_anew(tmp_path: Path, change: str) -> None:
+    whole = uninterrupted(tmp_path / "whole", job("e", "0", "1"))
+    (tmp_path / "killed").mkdir()
+    lesson = Lesson(tmp_path / "killed", lr=0.06 if change == "settings" else 0.05, killed_at=100)
+    with pytest.raises(Killed):
+        lesson.learn(TASK, [job("e", "0", "1")], name="other" if change == "task" else "task")
+    # Weights as at the beginning, so that the outcome is known; under the name of the interrupted run.
+    reached = msgspec.structs.replace(lesson.reached("e"), vector=START.tobytes())
+    lesson.killed_at, lesson.lr = None, 0.05
+    if change == "damage":
+        (saved,) = (tmp_path / "killed" / "runs").iterdir()
+        saved.write_bytes(saved.read_bytes()[:-20] + b"x" * 20)
+    said = lesson.learn(TASK, [job("e", "0", "1", reached=None if change == "no checkpoint" else reached)])
+    assert [m.steps for m in said if isinstance(m, Checkpoint)] == [100, 200, 250]
+    assert np.array_equal(lesson.last("e"), whole.last("e"))
+
+
+@pytest.mark.parametrize("steps", [STEPS, CHECKPOINT_STEPS, CHECKPOINT_STEPS // 2])
+def test_steps_of_an_earlier_task_are_none_of_a_run_whose_first_checkpoint_was_never_committed(
+    tmp_path: Path, steps: int
+) -> None:
+    lesson = Lesson(tmp_path, steps=steps)
+    lesson.learn(TASK, [job("e", "0", "1")], name="first")
+    committed = lesson.reached("e")
+    lesson.steps, lesson.killed_at = STEPS, CHECKPOINT_STEPS
+    with pytest.raises(Killed):
+        lesson.learn(LATER, [job("e", "0", "1", updating=True, reached=committed)], name="second")
+    lost, lesson.killed_at = lesson.reached("e"), None
+    said = lesson.learn(LATER, [job("e", "0", "1", updating=True, reached=committed)], name="second")
+    checkpoints = [message for message in said if isinstance(message, Checkpoint)]
+    assert [message.steps for message in checkpoints] == [100, 200, 250]
+    assert checkpoints[0].vector == lost.vector
+    assert checkpoints[0].run not in (lost.run, committed.run)
+
+
+def test_a_finished_run_of_as_many_steps_as_an_earlier_one_is_not_taken_for_it(tmp_path: Path) -> None:
+    lesson = Lesson(tmp_path, steps=CHECKPOINT_STEPS)
+    lesson.learn(TASK, [job("e", "0", "1")], name="first")
+    committed, lesson.killed_at = lesson.reached("e"), CHECKPOINT_STEPS
+    with pytest.raises(Killed):
+        lesson.learn(LATER, [job("e", "0", "1", updating=True, reached=committed)], name="second")
+    lesson.killed_at = None
+    said = lesson.learn(LATER, [job("e", "0", "1", updating=True, reached=committed)], name="second")
+    assert [m.steps for m in said if isinstance(m, Checkpoint)] == [CHECKPOINT_STEPS]
+
+
+def test_experts_that_were_done_are_not_trained_again(tmp_path: Path) -> None:
+    task = digits("0", "1", "2", "3").select(range(200))
+    lesson = Lesson(tmp_path)
+    low, high = job("low", "0", "1"), job("high", "2", "3")
+
+    class _KilledInTheSecond(Lesson):
+        def _hear(self, message: FromTrainer) -> None:
+            super()._hear(message)
+            if isinstance(message, Checkpoint) and message.uid == "high":
+                raise Killed
+
+    killed = _KilledInTheSecond(tmp_path)
+    with pytest.raises(Killed):
+        killed.learn(task, [low, high])
+    jobs = [
+        job("low", "0", "1", reached=killed.reached("low")),
+        job("high", "2", "3", reached=killed.reached("high")),
+    ]
+    said = lesson.learn(task, jobs)
+    assert [(m.uid, m.steps) for m in said if isinstance(m, Checkpoint)] == [("high", 200), ("high", 250)]
+    assert isinstance(said[-1], Learned)
+
+
+def test_what_an_updated_expert_must_not_forget_is_what_it_was_before_the_interrupted_run(tmp_path: Path) -> None:
+    drifted = ImageDataset(LATER.images, ("1",) * len(LATER))
+    vectors = {}
+    for name, killed_at in (("whole", None), ("killed", 100)):
+        (tmp_path / name).mkdir()
+        lesson = Lesson(tmp_path / name, gamma=5.0)
+        lesson.learn(TASK, [job("e", "0", "1")], name="first")
+        old = lesson.reached("e")
+        lesson.killed_at = killed_at
+        if killed_at:
+            with pytest.raises(Killed):
+                lesson.learn(drifted, [job("e", "0", "1", updating=True, reached=old)], name="second")
+            lesson.killed_at = None
+            half = job("e", "0", "1", updating=True, reached=lesson.reached("e"))
+            lesson.learn(drifted, [half], name="second")
+        else:
+            lesson.learn(drifted, [job("e", "0", "1", updating=True, reached=old)], name="second")
+        vectors[name] = lesson.last("e")
+    assert np.array_equal(vectors["whole"], vectors["killed"])
+
+
+def test_a_task_learned_again_trains_no_teacher_and_asks_none_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lesson = Lesson(tmp_path, killed_at=100)
+    with pytest.raises(Killed):
+        lesson.learn(TASK, [job("e", "0", "1")])
+    first = lesson.said[0]
+    monkeypatch.setattr(CnnTeacher, "logits", lambda *_: pytest.fail("a teacher was asked"))
+    lesson.killed_at = None
+    said = lesson.learn(TASK, [job("e", "0", "1", reached=lesson.reached("e"))])
+    assert said[0] == first
+    assert not [m for m in said if isinstance(m, Progress) and m.stage == "teacher"]
+    learned = said[-1]
+    assert isinstance(learned, Learned)
+    assert learned.teacher_accuracy is not None
+    assert learned.teacher_accuracy > 0.9
+
+
+def test_a_teacher_that_is_damaged_or_of_another_task_is_trained_again(tmp_path: Path) -> None:
+    lesson = Lesson(tmp_path)
+    for index, (task, damage) in enumerate(((TASK, False), (TASK, True), (LATER, False))):
+        if damage:
+            path = tmp_path / "teachers" / "task.safetensors"
+            path.write_bytes(path.read_bytes()[:-4] + b"abcd")
+        config = lesson.faculty()
+        reports = []
+        config.teach("task", task, f"digest of {len(task)}", reports.append)
+        assert len(reports) == 3, index
+
+
+MISLABELLED = ImageDataset(TASK.images, tuple({"0": "1", "1": "0"}[label] for label in TASK.labels))
+
+
+def outside_teacher(path: Path, *classes: str) -> str:
+    """A teacher file of these digits, as another node or program may have trained it; its name."""
+    known = digits(*classes)
+    images = prepare_images(known.images, 1, PIXELS)
+    teacher = train_teacher(images, known.labels, TeacherConfig(epochs=4), torch_generator(3, "outside"))
+    path.write_bytes(teacher.to_bytes())
+    return f"file:{path}"
+
+
+def test_a_named_teacher_instead_of_the_own_one_is_what_the_expert_learns_from(tmp_path: Path) -> None:
+    """Every label is wrong and counts for nothing; only the teacher knows better."""
+    teacher = TeacherChoice(name=outside_teacher(tmp_path / "outside.safetensors", "0", "1", "2"))
+    lesson = Lesson(tmp_path, own=False, named=(teacher,), alpha=0.0)
+    said = lesson.learn(MISLABELLED, [job("e", "0", "1")])
+    assert accuracy(lesson.last("e"), ("0", "1"), digits("0", "1", test=True)) > 0.95
+    learned = said[-1]
+    assert isinstance(learned, Learned)
+    assert learned.teacher_accuracy is None
+    assert not (tmp_path / "teachers").exists()
+
+
+def test_teachers_count_by_their_weight(tmp_path: Path) -> None:
+    name = outside_teacher(tmp_path / "outside.safetensors", "0", "1")
+    for weight, right in ((20.0, True), (0.05, False)):
+        folder = tmp_path / str(weight)
+        folder.mkdir()
+        lesson = Lesson(folder, named=(TeacherChoice(name=name, weight=weight),), alpha=0.0)
+        lesson.learn(MISLABELLED, [job("e", "0", "1")])
+        assert (accuracy(lesson.last("e"), ("0", "1"), digits("0", "1", test=True)) > 0.5) is right
+
+
+def test_a_teacher_of_some_classes_teaches_those_and_of_none_nothing(tmp_path: Path) -> None:
+    task = digits("0", "1", "2", "3").select(range(300))
+    names = [outside_teacher(tmp_path / f"{name}.safetensors", *name.split()) for name in ("0 1", "7 8")]
+    vectors = []
+    for count in (2, 1, 0):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        lesson = Lesson(
+            folder, own=count > 0, named=tuple(TeacherChoice(name=name) for name in names[2 - max(count, 1) :])
+        )
+        lesson.learn(task, [job("e", "0", "1", "2", "3")])
+        assert accuracy(lesson.last("e"), ("0", "1", "2", "3"), digits("0", "1", "2", "3", test=True)) > 0.8
+        vectors.append(lesson.last("e"))
+    assert not np.array_equal(vectors[0], vectors[1])
+
+
+def test_a_teacher_is_mapped_to_the_meshs_classes(tmp_path: Path) -> None:
+    name = outside_teacher(tmp_path / "outside.safetensors", "0", "1", "2")
+    mapping = tmp_path / "mapping.toml"
+    mapping.write_text('[classes]\n"0" = "round"\n"1" = "straight"\n"2" = "straight"\n')
+    shapes = {"0": "round", "1": "straight"}
+    truth = digits("0", "1", test=True)
+    lesson = Lesson(tmp_path, own=False, alpha=0.0, named=(TeacherChoice(name=name, mapping=str(mapping)),))
+    wrong = ImageDataset(TASK.images, tuple(shapes[label] for label in MISLABELLED.labels))
+    lesson.learn(wrong, [job("e", "round", "straight")])
+    named = ImageDataset(truth.images, tuple(shapes[label] for label in truth.labels))
+    assert accuracy(lesson.last("e"), ("round", "straight"), named) > 0.95
+
+
+def test_a_teacher_that_cannot_be_loaded_says_why_and_is_loaded_once_it_can(tmp_path: Path) -> None:
+    path = tmp_path / "late.safetensors"
+    named = (TeacherChoice(name=f"file:{path}"), TeacherChoice(name="nonsense"))
+    faculty = Lesson(tmp_path, named=named).faculty()
+    unusable = faculty.load()
+    assert unusable.keys() == {f"file:{path}", "nonsense"}
+    assert "SOURCE:WHAT" in unusable["nonsense"]
+    outside_teacher(path, "0", "1")
+    assert faculty.load().keys() == {"nonsense"}

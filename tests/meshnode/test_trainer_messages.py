@@ -20,6 +20,7 @@ from meshnode.trainer.messages import (
     Statistics,
     TaskFile,
     Tasks,
+    TeacherChoice,
     ToTrainer,
     TrainerReady,
     pack,
@@ -37,10 +38,19 @@ SETTINGS = Settings(
     gamma=1.0,
     replay_samples=4,
     round_steps=5,
+    logit_cache_mib=1,
+    own_teacher=False,
+    teachers=(TeacherChoice(name="file:/x.safetensors", weight=2.0, mapping="/m.toml"),),
     seed=6,
 )
 JOB = ExpertJob(
-    uid="u", classes=("0", "1"), architecture={"kind": "mlp", "hidden": 4}, weights=b"\0\xff", updating=True
+    uid="u",
+    classes=("0", "1"),
+    architecture={"kind": "mlp", "hidden": 4},
+    weights=b"\0\xff",
+    updating=True,
+    run="r",
+    steps=7,
 )
 ORDERS: list[ToTrainer] = [
     Setup(
@@ -58,10 +68,14 @@ ORDERS: list[ToTrainer] = [
 ]
 REPORTS: list[FromTrainer] = [
     TrainerReady(replay_samples=7),
-    Tasks(tasks=(TaskFile(name="t", digest="d", classes={"0": 5}),), unreadable={"bad": "why"}),
+    Tasks(
+        tasks=(TaskFile(name="t", digest="d", classes={"0": 5}),),
+        unreadable={"bad": "why"},
+        unusable_teachers={"t": "why"},
+    ),
     Statistics(data=bytes(range(256))),
-    Progress(stage="distil", done=1, total=2, loss=0.5),
-    Checkpoint(uid="u", vector=bytes(12), deltas_applied=1, steps=9),
+    Progress(stage="distil", done=1, total=2, loss=0.5, left_s=3.5),
+    Checkpoint(uid="u", vector=bytes(12), deltas_applied=1, run="r", steps=9),
     Learned(teacher_accuracy=0.9, seconds=1.5, replay_samples=7),
     LearningFailed(reason="why"),
 ]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from mesh_in_memory import MESH, digits, mesh_blobs, tiny_trunk
 
 from experts.architectures.mlp import MlpArchitecture
-from experts.checkpoint import flat_parameters, weights_to_bytes
+from experts.checkpoint import flat_parameters, load_flat, weights_to_bytes
 from experts.data.npz import save_task
 from experts.router.statistics import ClassStatistics
 from experts.trunk.base import features_of
@@ -29,11 +29,13 @@ from meshnode.trainer.messages import (
     Learn,
     Learned,
     LearningFailed,
+    Progress,
     Scan,
     Settings,
     Setup,
     Statistics,
     Tasks,
+    TeacherChoice,
     TrainerReady,
 )
 from meshnode.trainer.process import TrainerDied, TrainerProcess
@@ -45,7 +47,9 @@ START = flat_parameters(ARCHITECTURE.build("e")).numpy()
 PATIENCE_S = 60.0
 
 
-def setup(folder: Path, *, steps: int = 60, learning_rate: float = 0.05) -> Setup:
+def setup(
+    folder: Path, *, steps: int = 60, learning_rate: float = 0.05, teachers: tuple[TeacherChoice, ...] = ()
+) -> Setup:
     settings = Settings(
         teacher_epochs=1,
         steps=steps,
@@ -56,6 +60,9 @@ def setup(folder: Path, *, steps: int = 60, learning_rate: float = 0.05) -> Setu
         gamma=1.0,
         replay_samples=50,
         round_steps=40,
+        logit_cache_mib=8,
+        own_teacher=True,
+        teachers=teachers,
         seed=1,
     )
     return Setup(
@@ -69,14 +76,18 @@ def setup(folder: Path, *, steps: int = 60, learning_rate: float = 0.05) -> Setu
     )
 
 
-def learn(task: str, *, run: int = 1) -> Learn:
+def learn(task: str, *, run: int = 1, reached: Checkpoint | None = None) -> Learn:
     module = ARCHITECTURE.build("e")
+    if reached is not None:
+        load_flat(module, torch.from_numpy(np.frombuffer(reached.vector, np.float32).copy()))
     job = ExpertJob(
         uid="e",
         classes=("0", "1"),
         architecture=ARCHITECTURE.to_config(),
         weights=weights_to_bytes(module),
         updating=False,
+        run=reached.run if reached else None,
+        steps=reached.steps if reached else 0,
     )
     return Learn(run=run, task=task, experts=(job,))
 
@@ -140,6 +151,7 @@ async def test_it_scans_and_learns_over_its_pipes_and_outlasts_a_task_it_cannot_
             rtol=1e-4,
             atol=1e-3,
         )
+        assert ClassStatistics.from_bytes(said[0].data).fingerprint == MESH.fingerprint
         assert [m.steps for m in said if isinstance(m, Checkpoint)] == [40, 60]
         learned = said[-1]
         assert isinstance(learned, Learned)
@@ -164,6 +176,37 @@ async def test_deltas_of_this_run_are_added_and_those_of_another_are_not(folder:
         (*_, last) = [m for m in await until_the_end(process) if isinstance(m, Checkpoint)]
         assert last.deltas_applied == 0
         assert np.allclose(np.frombuffer(last.vector, np.float32), START, atol=1e-5)
+
+
+async def test_a_killed_worker_goes_on_from_its_last_checkpoint(folder: Path) -> None:
+    save_task(folder / "data" / "t.npz", TASK)
+    order = setup(folder, steps=2000)
+    killed = await TrainerProcess.start(threads=1)
+    async with asyncio.timeout(PATIENCE_S):
+        await killed.send(order)
+        assert isinstance(await killed.receive(), TrainerReady)
+        await killed.send(learn("t"))
+        while not isinstance(reached := await killed.receive(), Checkpoint):
+            pass
+        os.kill(killed.pid, signal.SIGKILL)
+        with suppress(TrainerDied):  # what it had said before is still in the pipe
+            while True:
+                message = await killed.receive()
+                reached = message if isinstance(message, Checkpoint) else reached
+    await killed.aclose()
+    assert 0 < reached.steps < 2000
+    async with worker(order) as process:
+        await process.send(learn("t", run=2, reached=reached))
+        said = await until_the_end(process)
+    assert next(m.steps for m in said if isinstance(m, Checkpoint)) == reached.steps + 40
+    assert not [m for m in said if isinstance(m, Progress) and m.stage == "teacher"]
+    assert isinstance(said[-1], Learned)
+    ends = [m.vector for m in said if isinstance(m, Checkpoint)]
+    (folder / "trainer").rename(folder / "of the killed one")
+    async with worker(order) as process:
+        await process.send(learn("t"))
+        whole = [m.vector for m in await until_the_end(process) if isinstance(m, Checkpoint)]
+    assert ends[-1] == whole[-1]
 
 
 async def test_a_closed_pipe_ends_it_in_the_middle_of_learning_and_a_kill_is_reported(folder: Path) -> None:

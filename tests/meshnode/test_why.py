@@ -195,3 +195,25 @@ def test_settings_changed_after_the_start_are_not_in_force() -> None:
 
 def test_a_node_that_stops_says_so() -> None:
     assert only(status(state="draining")).topic == "daemon"
+
+
+def test_experts_that_cannot_be_used_are_told_with_the_reason() -> None:
+    left_out = [{"uid": "ab" * 32, "name": "owl", "reason": "architecture 'rnn': known kinds: mlp"}]
+    reason = only(status(experts=status()["experts"] | {"left_out": left_out}))
+    assert reason.topic == "routing"
+    assert "1 expert left out" in reason.state
+    assert "known kinds: mlp" in str(reason.why)
+    assert "install the package" in str(reason.change)
+
+
+def test_a_teacher_that_cannot_be_loaded_holds_learning_up() -> None:
+    training = {
+        "state": "waiting",
+        "reason": "a teacher that the settings name cannot be loaded: timm:x: timm is not installed",
+        "unusable_teachers": {"timm:x": "timm is not installed"},
+    }
+    reason = only(status(training=training))
+    assert "timm is not installed" in str(reason.why)
+    assert "teachers in [train]" in str(reason.change)
+    pulling = {"state": "waiting", "reason": "a replica could not be pulled"}
+    assert "tried again" in str(only(status(training=pulling)).change)

@@ -31,6 +31,7 @@ finally:
         "id",
         "peers ls",
         "experts ls --local",
+        "teacher sections --help",
         "infer --input {image} --explain",
         "why",
         "train history",

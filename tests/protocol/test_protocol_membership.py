@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 from protocol.identifiers import digest_of, peer_id_of
 from protocol.membership import group_digest, group_of, round_number, round_start
 from protocol.records import ExpertAdvert, PeerRecord
+from protocol.spec import ExpertForm
 
 UID, OTHER_UID, MESH = digest_of(b"expert"), digest_of(b"other"), digest_of(b"mesh")
 
 
 def record(name: str, *, uid=UID, issued_at=95.0, expires_at=155.0, leaving=False) -> PeerRecord:
-    advert = ExpertAdvert(uid, "mlp", 8, ("cat", "dog"), 0, digest_of(b"weights"))
+    advert = ExpertAdvert(uid, ExpertForm("linear", {"feature_dim": 8}), ("cat", "dog"), 0, digest_of(b"weights"))
     return PeerRecord(MESH, peer_id_of(name.encode()), name, issued_at, expires_at, leaving, (advert,), None)
 
 

@@ -15,21 +15,24 @@ from protocol.records import (
     ExpertAdvert,
     PeerRecord,
     RecordBook,
+    fitting,
     inspect_record,
     open_record,
     record_key,
     seal_record,
 )
 from protocol.signing import seal
+from protocol.spec import ExpertForm
 
 NOW_S = 1_700_000_000.0
 DIGEST = digest_of(b"x")
+FORM = ExpertForm("mlp", {"feature_dim": 640, "hidden": 8, "input_scale": 0.3})
 unshared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 
 
 @pytest.fixture
 def record(key, mesh_id) -> PeerRecord:
-    advert = ExpertAdvert(uid=DIGEST, kind="mlp", hidden=8, classes=("cat", "dog"), generation=3, weights=DIGEST)
+    advert = ExpertAdvert(uid=DIGEST, form=FORM, classes=("cat", "dog"), generation=3, weights=DIGEST)
     return PeerRecord(
         mesh_id=mesh_id,
         peer_id=key.peer_id,
@@ -123,8 +126,8 @@ def test_an_expert_advertised_twice_is_refused(record, key):
 
 def test_an_overlong_record_is_refused_by_reader_and_writer(record, key):
     adverts = tuple(
-        ExpertAdvert(digest_of(bytes([i])), "mlp", 8, tuple(f"{i:02}-{j:03}" + "x" * 50 for j in range(9)), 0, DIGEST)
-        for i in range(30)
+        ExpertAdvert(digest_of(bytes([i])), FORM, tuple(f"{i:02}-{j:03}" + "x" * 50 for j in range(9)), 0, DIGEST)
+        for i in range(40)
     )
     large = changed(record, experts=adverts)
     data = seal(key, "record", encode(large), max_bytes=10**6)
@@ -133,6 +136,32 @@ def test_an_overlong_record_is_refused_by_reader_and_writer(record, key):
     with pytest.raises(RecordRefused) as refused:
         seal_record(large, key)
     assert refused.value.reason is RecordRefusal.TOO_LARGE
+
+
+def test_what_fits_a_record_can_be_sealed_and_nothing_that_would_fit_is_left_out(record, key):
+    long = tuple(f"{number:02}" + "x" * 60 for number in range(20))
+    adverts = [ExpertAdvert(digest_of(bytes([i])), FORM, long, 2**50, DIGEST) for i in range(100)]
+    told = fitting(adverts)
+    assert told == tuple(adverts[: len(told)])
+    largest = changed(record, experts=told, peer_name="\N{OWL}" * 64)
+    sealed = seal_record(largest, key)
+    assert limits.MAX_RECORD_BYTES - 3 * len(encode(adverts[0])) < len(sealed)
+    short = [msgspec.structs.replace(advert, classes=("cat", "dog")) for advert in adverts]
+    assert len(fitting(short)) == limits.MAX_EXPERTS_PER_RECORD
+
+
+def test_a_form_is_written_in_one_way_only(record, key):
+    for config in ({"b": 1, "a": 1}, {"kind": "mlp"}, {"num_classes": 2}):
+        with pytest.raises(ValueError, match=r"order|setting of a form"):
+            ExpertForm("mlp", config)
+    plain = msgspec.to_builtins(record)
+    for form in (
+        {"kind": "mlp", "config": {"b": 1, "a": 1}},
+        {"kind": "mlp"},
+        {"kind": "k", "config": {"a": math.nan}},
+    ):
+        plain["experts"][0]["form"] = form
+        assert reason_of(seal(key, "record", encode(plain)), record) is RecordRefusal.MALFORMED
 
 
 @pytest.mark.parametrize(
@@ -158,7 +187,7 @@ def test_anothers_record_cannot_be_sealed(record, other_key):
 @pytest.mark.parametrize("classes", [("dog", "cat"), ("cat", "cat")])
 def test_classes_are_sorted_and_named_once(classes):
     with pytest.raises(ValueError, match="sorted"):
-        ExpertAdvert(DIGEST, "mlp", 8, classes, 0, DIGEST)
+        ExpertAdvert(DIGEST, FORM, classes, 0, DIGEST)
 
 
 @unshared

@@ -11,7 +11,7 @@ from protocol import limits
 from protocol.errors import MalformedSpec
 from protocol.identifiers import digest_of
 from protocol.spec import (
-    ExpertSettings,
+    ExpertForm,
     ImageInput,
     MeshSpec,
     RouterSettings,
@@ -25,9 +25,19 @@ SPEC = MeshSpec(
     input=ImageInput(1, 32),
     trunk=digest_of(b"trunk"),
     feature_dim=640,
+    expert=ExpertForm("mlp", {"feature_dim": 640, "hidden": 8, "input_scale": 0.3}),
     calibration="task 1, 400 images",
 )
 
+numbers = st.integers(-limits.MAX_COUNTER, limits.MAX_COUNTER) | st.floats(-1e9, 1e9)
+configs = st.dictionaries(
+    st.text(max_size=32).filter(lambda name: name not in ("kind", "num_classes")),
+    st.booleans() | numbers | st.text(max_size=32),
+    max_size=16,
+)
+forms = st.builds(
+    ExpertForm, st.text(min_size=1, max_size=32), configs.map(lambda config: dict(sorted(config.items())))
+)
 specs = st.builds(
     MeshSpec,
     name=st.text(min_size=1, max_size=64),
@@ -43,7 +53,7 @@ specs = st.builds(
         prior=st.sampled_from(["uniform", "empirical"]),
         renormalise=st.booleans(),
     ),
-    expert=st.builds(ExpertSettings, st.integers(1, limits.MAX_HIDDEN_UNITS)),
+    expert=forms,
     calibration=st.text(max_size=200),
 )
 
@@ -57,12 +67,7 @@ def test_a_spec_survives_and_has_one_byte_form(spec):
 
 def test_the_defaults_are_those_of_the_method():
     assert SPEC.router == RouterSettings(kappa=10.0, tau=1.0, top_k=1, ridge=1e-4, prior="uniform", renormalise=False)
-    assert (SPEC.expert.kind, SPEC.expert.hidden, SPEC.input.kind, SPEC.router.kind) == (
-        "mlp",
-        8,
-        "image",
-        "ridge",
-    )
+    assert (SPEC.input.kind, SPEC.router.kind) == ("image", "ridge")
 
 
 def test_the_bytes_are_canonical_json_and_the_mesh_is_their_digest():
@@ -77,7 +82,8 @@ def test_the_bytes_are_canonical_json_and_the_mesh_is_their_digest():
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (["schema"], "modulemesh.spec/2"),
+        (["schema"], "modulemesh.spec/1"),
+        (["schema"], 2),
         (["name"], ""),
         (["trunk"], "abc"),
         (["feature_dim"], 0),
@@ -91,7 +97,17 @@ def test_the_bytes_are_canonical_json_and_the_mesh_is_their_digest():
         (["router", "top_k"], 0),
         (["router", "ridge"], 1e300),
         (["router", "prior"], "flat"),
-        (["expert", "hidden"], 0),
+        (["expert", "kind"], ""),
+        (["expert", "hidden"], 8),
+        (["expert", "config"], {"a": float("inf")}),
+        (["expert", "config"], {"a": [1]}),
+        (["expert", "config"], {"a": None}),
+        (["expert", "config"], {"a": 2**53}),
+        (["expert", "config"], {"a": "x" * 33}),
+        (["expert", "config"], {"x" * 33: 1}),
+        (["expert", "config"], {"b": 1, "a": 1}),
+        (["expert", "config"], {"num_classes": 2}),
+        (["expert", "config"], {f"{number:02}": number for number in range(17)}),
         (["novelty"], 1),
         (["router", "novelty"], 1),
         (["calibration"], "x" * 3000),
@@ -128,3 +144,16 @@ def test_a_setting_missing_is_refused():
         decode_spec(json.dumps(document).encode())
     with pytest.raises(MalformedSpec):
         decode_spec(b" " * (limits.MAX_SPEC_BYTES + 1))
+
+
+def test_a_spec_of_an_earlier_version_is_named_as_such():
+    document = json.loads(encode_spec(SPEC)) | {"schema": "modulemesh.spec/1", "expert": {"kind": "mlp", "hidden": 8}}
+    with pytest.raises(MalformedSpec, match=r"'modulemesh\.spec/1', this version reads 'modulemesh\.spec/2'"):
+        decode_spec(json.dumps(document).encode())
+
+
+def test_whole_numbers_and_others_stay_apart_in_a_form():
+    """1 and 1.0 are two configs, of which an architecture takes one."""
+    spec = msgspec.structs.replace(SPEC, expert=ExpertForm("k", {"a": 1, "b": 1.0, "c": True}))
+    config = decode_spec(encode_spec(spec)).expert.config
+    assert [type(config[name]) for name in "abc"] == [int, float, bool]

@@ -1,0 +1,149 @@
+"""The daemon's side of learning with a real worker: what it waits for, what it goes on with, what it measures."""
+
+import asyncio
+import math
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from mesh_in_memory import MESH, PIXELS, MemoryNode, digits, memory_network, memory_node
+
+from experts.data.npz import save_task
+from experts.generators import torch_generator
+from experts.teachers.cnn import TeacherConfig, train_teacher
+from experts.trunk.images import prepare_images
+from meshnode.logs import configure_logs
+from meshnode.settings.sections import TeacherSetting, TrainSection
+from meshnode.state.rows import Reached
+from meshnode.telemetry import Telemetry
+from meshnode.trainer import service as module
+from meshnode.trainer.service import LEARNED, Trainer, TrainerParts
+
+PATIENCE_S = 60.0
+SETTINGS = {"teacher_epochs": 2, "steps": 200, "round_steps": 50}
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    configure_logs("info", "json")
+    monkeypatch.setattr(module, "MEASURE_EVERY_S", 0.05)
+    monkeypatch.setattr(module, "RESTART_S", 0.05)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    save_task(folder / "a.npz", digits("0", "1").select(range(80)))
+    return folder
+
+
+@asynccontextmanager
+async def learning(node: MemoryNode, folder: Path, settings: TrainSection) -> AsyncIterator[Trainer]:
+    parts = TrainerParts(
+        mesh=MESH,
+        state=node.state,
+        host=node.host,
+        contributions=node.contributions,
+        directory=node.directory,
+        transport=node.transport,
+        key=node.key,
+        telemetry=Telemetry(),
+    )
+    trainer = Trainer(parts, settings, folder / "trainer", device="cpu", threads=1, call_timeout_s=5.0)
+    running = asyncio.create_task(trainer.run())
+    try:
+        yield trainer
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_gates_are_measured_once_there_is_nothing_to_learn_and_again_when_experts_change(
+    tmp_path: Path, data: Path
+) -> None:
+    async with (
+        memory_node(memory_network(), "a", tmp_path) as node,
+        learning(node, tmp_path, TrainSection(data=data, **SETTINGS)) as trainer,
+    ):
+        await until(lambda: trainer.history)
+        assert trainer.specialization is None  # nothing is advertised yet
+        await node.announce()
+        await node.directory.refresh()
+        await until(lambda: trainer.specialization)
+        first = trainer.specialization
+        assert first is not None
+        (uid,) = first.uids
+        assert first.classes == ("0", "1")
+        assert first.num_samples_C.tolist() == list(digits("0", "1").select(range(80)).class_counts.values())
+        assert float(first.mass_CE.sum()) == pytest.approx(80, abs=1e-3)
+        assert float(first.entropies[0]) == pytest.approx(math.log(2), abs=0.05)
+        assert first.mutual_information == 0
+        other = (await node.spawn("7", "8")).uid
+        await node.announce()
+        await node.directory.refresh()
+        await until(lambda: trainer.specialization is not first)
+        assert trainer.specialization is not None
+        assert set(trainer.specialization.uids) == {uid, other}
+
+
+async def test_a_killed_trainer_goes_on_where_it_was(tmp_path: Path, data: Path) -> None:
+    settings = TrainSection(data=data, **{**SETTINGS, "steps": 3000})
+    async with (
+        memory_node(memory_network(), "a", tmp_path) as node,
+        learning(node, tmp_path, settings) as trainer,
+    ):
+        await until(
+            lambda: any(expert.reached and expert.reached.steps >= 500 for expert in node.host.experts.values())
+        )
+        (expert,) = node.host.experts.values()
+        assert trainer.status.pid is not None
+        assert expert.reached is not None
+        reached = expert.reached
+        os.kill(trainer.status.pid, signal.SIGKILL)
+        await until(lambda: trainer.status.restarts)
+        committed = [
+            generation.reached.steps
+            for generation in node.state.ledger.generations(expert.uid)
+            if generation.reached is not None
+        ]
+        await until(lambda: trainer.history)
+        assert trainer.history[0]["outcome"] == LEARNED
+        assert expert.reached == Reached(run=reached.run, steps=3000)
+        assert reached.steps <= max(committed)
+        # One generation a checkpoint, and none of them twice.
+        assert expert.generation == 1 + 3000 // 50
+
+
+async def test_without_a_teacher_that_its_settings_name_nothing_is_learned_until_it_is_there(
+    tmp_path: Path, data: Path
+) -> None:
+    path = tmp_path / "outside.safetensors"
+    settings = TrainSection(data=data, own_teacher=False, teachers=(TeacherSetting(name=f"file:{path}"),), **SETTINGS)
+    async with (
+        memory_node(memory_network(), "a", tmp_path) as node,
+        learning(node, tmp_path, settings) as trainer,
+    ):
+        await until(lambda: trainer.status.state == "waiting")
+        assert trainer.status.unusable_teachers.keys() == {f"file:{path}"}
+        assert str(path) in str(trainer.status.reason)
+        assert not trainer.history
+        known = digits("0", "1")
+        teacher = train_teacher(
+            prepare_images(known.images, 1, PIXELS), known.labels, TeacherConfig(epochs=3), torch_generator(0, "t")
+        )
+        path.write_bytes(teacher.to_bytes())
+        trainer.look_again()
+        await until(lambda: trainer.history)
+        assert trainer.history[0]["outcome"] == LEARNED
+        assert "teacher_accuracy" not in trainer.history[0]
+        assert not trainer.status.unusable_teachers
