@@ -22,14 +22,22 @@ from meshnode.state.state import State
 from protocol.identifiers import MeshId
 from protocol.spec import ExpertForm, ImageInput, MeshSpec, encode_spec, mesh_id_of
 
-__all__ = ["Founding", "found_mesh"]
+__all__ = ["TRUNK_NAMES", "Founding", "found_mesh"]
 
 PATCH_SEED = 0
 """Which patches of the founder's data become filters; recorded in the trunk by its digest."""
 
 
-_MAP_SIDES = {"efficientnet-b4": 4, "efficientnet-e5": 3, "whitened": WhitenedConfig().pool}
-"""Width and height of the map that a trunk flattens."""
+_TAPS = {
+    "efficientnet-b4": "B4",
+    "efficientnet-e5": "E5",
+    "efficientnet-e5-b4": "E5+B4",
+    "efficientnet-e5c40": "E5c40",
+}
+"""What the names of pretrained trunks stand for in `experts.trunk.efficientnet`."""
+
+TRUNK_NAMES = ("whitened", *_TAPS)
+"""The trunks a mesh can be founded with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +49,7 @@ class Founding:
     data: Path
     """Task file; what the trunk's m, s and patches reveal of it becomes public."""
     trunk: str = "whitened"
-    """``whitened``, ``efficientnet-b4`` or ``efficientnet-e5``."""
+    """One of `TRUNK_NAMES`."""
     pixels: int = 32
     """Width and height that images are resized to."""
     expert: str = DEFAULT_KIND
@@ -64,7 +72,7 @@ def found_mesh(home: Home, founding: Founding) -> MeshId:
             raise Refused(f"this home already belongs to mesh {existing}", hint="Found another mesh in another --home.")
         try:
             images = load_task(founding.data)
-            channels = 3 if founding.trunk.startswith("efficientnet") else images.channels
+            channels = 3 if founding.trunk in _TAPS else images.channels
             made = _make_trunk(founding.trunk, prepare_images(images.images, channels, founding.pixels))
         except ExpertsError as exc:
             raise ResourceAbsent(f"no mesh can be founded on {founding.data}: {exc}") from exc
@@ -91,7 +99,7 @@ def _make_trunk(kind: str, images_BCHW: torch.Tensor) -> Trunk:
     if kind == "whitened":
         made: Trunk = fit_whitened(images_BCHW, WhitenedConfig(), seed=PATCH_SEED)
     else:
-        made = load_efficientnet(kind.removeprefix("efficientnet-").upper(), pixels=images_BCHW.shape[-1])
+        made = load_efficientnet(_TAPS[kind], pixels=images_BCHW.shape[-1])
     calibrate(made, images_BCHW)
     return made
 
@@ -102,16 +110,10 @@ def _form(founding: Founding, trunk: Trunk) -> ExpertForm:
             founding.expert,
             founding.expert_settings,
             feature_dim=trunk.feature_dim,
-            feature_map=_feature_map(founding, trunk),
+            feature_map=trunk.feature_map,
         )
     except UnknownArchitecture as exc:
         raise Refused(
             f"no mesh of such experts: {exc}",
             hint="`meshnode init --help` tells of --expert and of --expert-set NAME=VALUE, a setting of the kind.",
         ) from exc
-
-
-def _feature_map(founding: Founding, trunk: Trunk) -> tuple[int, int, int] | None:
-    """Channels, height and width of what the trunk flattened; None if that is no one map."""
-    side = _MAP_SIDES.get(founding.trunk)
-    return None if side is None else (trunk.feature_dim // side**2, side, side)

@@ -63,6 +63,14 @@ class Trunk(nn.Module, ABC):
         Raises: MalformedDataset: If nothing can be measured on these.
         """
 
+    @property
+    def feature_map(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of the map that Phi flattens, channels first; None if its output is no one map.
+
+        A convolutional expert can see what lies beside what.
+        """
+        return None
+
     @abstractmethod
     def to_config(self) -> dict[str, object]:
         """A JSON object from which `from_config` makes a trunk of the same form."""

@@ -115,6 +115,14 @@ class EfficientNetTrunk(Trunk):
             cells_BCHW = torch.cat([pooled[part.name] for pooled in batches])
             self.get_buffer(_projection(part)).copy_(channel_components(cells_BCHW, part.components))
 
+    @property
+    def feature_map(self) -> tuple[int, int, int] | None:
+        """The pooled grid of the one tap; None of several."""
+        if len(self._parts) > 1:
+            return None
+        side = self._parts[0].cut.pool
+        return (self.feature_dim // side**2, side, side)
+
     def slice_of(self, name: str) -> slice:
         """Where one tap's features lie among the trunk's, such as those of ``B4`` in ``E5+B4``.
 

@@ -68,6 +68,11 @@ class SectionTrunk(Trunk):
         self._layers = layers
         self.requires_grad_(False)
 
+    @property
+    def feature_map(self) -> tuple[int, int, int] | None:
+        """The section's channels over the grid; of a vector, one cell."""
+        return (self.feature_dim // self.pool**2, self.pool, self.pool)
+
     def section(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """The section's output, pooled: ``(B, D)``."""
         mean_C11 = images_BCHW.new_tensor(self.form.mean).view(-1, 1, 1)

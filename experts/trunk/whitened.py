@@ -98,6 +98,11 @@ class WhitenedTrunk(Trunk):
         both_BKHW = torch.cat([above_BKHW, below_BKHW], dim=1)
         return functional.adaptive_avg_pool2d(both_BKHW, self.config.pool).flatten(start_dim=1)
 
+    @property
+    def feature_map(self) -> tuple[int, int, int] | None:
+        """Both signs of each patch's response over the grid of cells."""
+        return (2 * self.config.num_patches, self.config.pool, self.config.pool)
+
     def responses(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """r: ``(B, K, H, W)``, the images padded with zeros so that every pixel has a response."""
         side = self.config.patch_px

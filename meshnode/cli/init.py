@@ -30,6 +30,8 @@ class _Trunk(StrEnum):
     WHITENED = "whitened"
     EFFICIENTNET_B4 = "efficientnet-b4"
     EFFICIENTNET_E5 = "efficientnet-e5"
+    EFFICIENTNET_E5_B4 = "efficientnet-e5-b4"
+    EFFICIENTNET_E5C40 = "efficientnet-e5c40"
 
 
 def init(  # noqa: PLR0913  # a parameter an option
@@ -52,7 +54,10 @@ def init(  # noqa: PLR0913  # a parameter an option
     ] = None,
     trunk: Annotated[
         _Trunk,
-        typer.Option(metavar="whitened|efficientnet-b4|efficientnet-e5", help="The new mesh's feature extractor."),
+        typer.Option(
+            metavar="|".join(_Trunk),
+            help="The new mesh's feature extractor: fitted to the data, or sections of a network trained on ImageNet.",
+        ),
     ] = _Trunk.WHITENED,
     pixels: Annotated[
         int,
