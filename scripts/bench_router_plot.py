@@ -28,15 +28,21 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
 
 def _draw_bytes(axes: Axes, figures: Mapping[str, Any]) -> None:
     """Accuracy against kB on the wire, and against what is kept."""
-    for name, figure in figures.items():
-        if isinstance(figure, dict) and figure.get("wire_kb") and name != "argmax_alone":
-            colour = BLUE if name.startswith("ridge") else ORANGE
-            sent, kept = figure["wire_kb"], figure["state_kb"]
-            axes.plot([sent, kept], [figure["accuracy"]] * 2, color=colour, linewidth=0.8, alpha=0.5)
-            axes.errorbar(sent, figure["accuracy"], yerr=figure["std"], fmt="o", color=colour, capsize=2)
-            axes.plot(kept, figure["accuracy"], "|", color=colour, markersize=10)
-            label = f"{name}\n{figure['tap']}"
-            axes.annotate(label, (sent, figure["accuracy"]), (4, -20), textcoords="offset points", fontsize=8)
+    sending = [
+        (figure["wire_kb"], name)
+        for name, figure in figures.items()
+        if isinstance(figure, dict) and figure.get("wire_kb") and name != "argmax_alone"
+    ]
+    for place, (sent, name) in enumerate(sorted(sending)):
+        figure = figures[name]
+        kept, colour = figure["state_kb"], BLUE if name.startswith("ridge") else ORANGE
+        axes.plot([sent, kept], [figure["accuracy"]] * 2, color=colour, linewidth=0.8, alpha=0.5)
+        axes.errorbar(sent, figure["accuracy"], yerr=figure["std"], fmt="o", color=colour, capsize=2)
+        axes.plot(kept, figure["accuracy"], "|", color=colour, markersize=10)
+        # Neighbours' names lie on different sides of their lines.
+        offset = (4, -20) if place % 2 else (4, 6)
+        label = f"{name}\n{figure['tap']}"
+        axes.annotate(label, (sent, figure["accuracy"]), offset, textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.15)
     axes.set_xlabel("kB on the wire (dot) and kept (bar)")
