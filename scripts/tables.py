@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from claims import claim_rows
+
 from meshnode.settings.config import NodeConfig, Setting, settings_there_are
 from meshnode.settings.documents import config_schema, description_of, written
 from meshnode.settings.units import format_duration_s
@@ -93,6 +95,11 @@ def metrics_table() -> str:
     return table(("metric", "type", "labels", "meaning"), rows)
 
 
+def measured_table() -> str:
+    """What the benchmarks found, from their committed results."""
+    return table(("what", "measured", "at least, or beside", "from"), claim_rows())
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table. Raises Undocumented if the last cell of a row, what it is for, is empty."""
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
@@ -104,6 +111,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 COPIED = (
+    Copied("README.md", "measured", measured_table),
     Copied("docs/protocol.md", "limits", limits_table),
     Copied("docs/config.md", "settings", settings_tables),
     Copied("docs/metrics.md", "metrics", metrics_table),

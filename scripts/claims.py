@@ -1,0 +1,134 @@
+"""What the README says was measured, row by row, each read from the committed result of a benchmark."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bench_document import RESULTS
+
+__all__ = ["claim_rows"]
+
+Figures = Mapping[str, Any]
+
+
+class _Claim(NamedTuple):
+    what: str
+    measured: Callable[[Figures], str]
+    held_against: str
+    bench: str
+
+
+def _accuracy(figure: Mapping[str, Any]) -> str:
+    return f"{figure['accuracy']:.1f} ± {figure['std']:.1f} %"
+
+
+def _sent(figure: Mapping[str, Any]) -> str:
+    return f"{_accuracy(figure)}; {figure['accuracy_8_bits']:.1f} % from {figure['wire_kb']:,.0f} kB in 8 bits"
+
+
+def _over(scenario: str, rival: str) -> Callable[[Figures], str]:
+    def points(figures: Figures) -> str:
+        rows = figures[scenario]
+        experts, router = rows["routed experts, trunk"]["accuracy"], rows[f"{rival}, trunk"]["accuracy"]
+        return f"{experts:.1f} against {router:.1f} %: {experts - router:+.1f} points"
+
+    return points
+
+
+def _method(scenario: str, row: str) -> Callable[[Figures], str]:
+    return lambda figures: _accuracy(figures[scenario][row])
+
+
+def _gains(name: str) -> Callable[[Figures], str]:
+    return lambda figures: ", ".join(f"{points:+.1f} at {int(n):,}" for n, points in figures[name].items())
+
+
+def _specialization(figures: Figures) -> str:
+    usage, information = figures["mixture_max_usage_ratio"], figures["mixture_mutual_information_nats"]
+    return f"{usage:.2f} of at least 0.20, {information:.2f} of at most {math.log(5):.2f} nats"
+
+
+_SPLIT, _ROTATED, _MAMMOTH = "split-fashion-mnist", "rotated-fashion-mnist", "split-fashion-mnist-60k"
+
+_CLAIMS = (
+    _Claim(
+        "Split Fashion-MNIST, five tasks of two classes: the small trunk (E5c40)",
+        lambda figures: _sent(figures["ridge_small"]),
+        "88.3",
+        "bench_router",
+    ),
+    _Claim("the same on the default trunk (E5)", lambda figures: _sent(figures["ridge"]), "90.9", "bench_router"),
+    _Claim(
+        "the same on two taps and random features",
+        lambda figures: _sent(figures["ridge_quality"]),
+        "91.6",
+        "bench_router",
+    ),
+    _Claim(
+        "the same by experience replay, 500 images, on trunk B4",
+        _method(_SPLIT, "ER 500, trunk"),
+        "",
+        "bench_scenarios",
+    ),
+    _Claim("the same by joint training on trunk B4", _method(_SPLIT, "joint, trunk"), "", "bench_scenarios"),
+    _Claim(
+        "routed experts over the router alone, tasks of classes", _over(_SPLIT, "router argmax"), "", "bench_scenarios"
+    ),
+    _Claim(
+        "routed experts over the router alone, rotated domains: one ridge over all",
+        _over(_ROTATED, "router argmax"),
+        "+2",
+        "bench_scenarios",
+    ),
+    _Claim(
+        "the same against a ridge with columns by domain and class",
+        _over(_ROTATED, "router argmax by domain"),
+        "+2",
+        "bench_scenarios",
+    ),
+    _Claim(
+        "experience replay, 500 images, on pixels by Mammoth's protocol",
+        _method(_MAMMOTH, "ER 500, pixels"),
+        "77.6 ± 2, Mammoth's own",
+        "bench_scenarios",
+    ),
+    _Claim(
+        "classes 100:1, rebalanced prior over the plain one",
+        lambda figures: f"{figures['long_tail_100']['gain']:+.1f} ± {figures['long_tail_100']['std']:.1f} points",
+        "+3",
+        "bench_router",
+    ),
+    _Claim(
+        "router merged from four skewed peers in 8 bits, points lost",
+        lambda figures: f"{figures['merged']['loss_points']:.2f} ± {figures['merged']['std']:.2f}",
+        "at most 0.3",
+        "bench_router",
+    ),
+    _Claim(
+        "points of distillation over cross-entropy, by labels; a teacher that saw 20,000",
+        _gains("kd_gain"),
+        "+6.9, +2.1, +0.6, the prototype's",
+        "bench_experts",
+    ),
+    _Claim(
+        "the same; a teacher of the same labels, and unlabelled images",
+        _gains("kd_gain_same_labels"),
+        "",
+        "bench_experts",
+    ),
+    _Claim(
+        "five experts trained with their router: usage of the busiest, I(E;C)",
+        _specialization,
+        "",
+        "bench_mixture",
+    ),
+)
+
+
+def claim_rows() -> Iterator[Sequence[str]]:
+    """What, measured, held against, and the file it stands in."""
+    for claim in _CLAIMS:
+        figures = json.loads((RESULTS / f"{claim.bench}.json").read_text(encoding="utf-8"))["figures"]
+        link = f"[{claim.bench}](docs/results/{claim.bench}.json)"
+        yield claim.what, claim.measured(figures), claim.held_against, link
