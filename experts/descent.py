@@ -1,23 +1,20 @@
-"""Stochastic gradient descent as a loop turned inside out: its caller takes each step, may save and go on elsewhere.
+"""Training as a loop turned inside out: its caller takes each step, and may save the run and go on elsewhere.
 
-    theta <- Adam(theta, dL/dtheta) at a constant rate
+    theta <- theta - update(dL/dtheta) at a constant rate            (the update: `experts.optimizers`)
 
-A router beside experts needs Adam: the gradients that reach an expert are scaled by its gate, and those of a gate by
-how much the experts differ, so that plain descent leaves whichever was unlucky at first far behind.
-
-What a run descends, its subclass says. Between two steps the caller may read the module's parameters, change them in
-place (averaging), report, or save the run and continue it, bit for bit.
+What a run descends, its subclass says, and by which optimizer. Between two steps the caller may read the module's
+parameters, change them in place (averaging), report, or save the run and continue it, bit for bit.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from experts.adam import Adam
-from experts.distillation.run import TrainingDiverged
-from experts.errors import CorruptState
+from experts.errors import CorruptState, TrainingDiverged
+from experts.optimizers import Optimizer
 from experts.sealed import seal, unseal
 
 __all__ = ["DescentRun"]
@@ -29,19 +26,22 @@ class DescentRun(ABC):
     The module is trained in place. Between steps its parameters may be read and changed in place.
     """
 
-    def __init__(self, module: nn.Module, generator: torch.Generator, *, steps: int, lr: float) -> None:
+    def __init__(
+        self, module: nn.Module, optimizer: Optimizer, generator: torch.Generator, *, steps: int, lr: float
+    ) -> None:
         """
         Args:
             module: What is trained; draws no random numbers.
+            optimizer: Of the module's parameters, new, and belongs to this run alone.
             generator: Draws the batches, and belongs to this run alone.
             steps: Steps to take in all, at least 1.
             lr: Learning rate, above 0.
         """
         self._module = module
+        self._optimizer = optimizer
         self._generator = generator
         self._steps = steps
         self._lr = lr
-        self._adam = Adam(dict(module.named_parameters()))
 
     @abstractmethod
     def _loss(self) -> Tensor:
@@ -53,15 +53,19 @@ class DescentRun(ABC):
 
     @property
     def steps_done(self) -> int:
-        """Steps taken, those before a resumption included."""
-        return self._adam.steps_done
+        """Steps taken, those before a resumption included. To be set where the parameters are set back to fewer."""
+        return self._optimizer.steps_done
+
+    @steps_done.setter
+    def steps_done(self, steps_done: int) -> None:
+        self._optimizer.steps_done = steps_done
 
     @property
     def done(self) -> bool:
         """Whether all steps have been taken."""
         return self.steps_done >= self._steps
 
-    def __iter__(self) -> "DescentRun":
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> float:
@@ -83,12 +87,46 @@ class DescentRun(ABC):
             raise TrainingDiverged(self.steps_done)
         self._module.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self._adam.step(self._lr)
+        self._optimizer.step(self._lr)
         return loss.item()
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that steps change, as copies: parameters, the optimizer's state, step count and generator.
+
+        Data and settings are the caller's to keep.
+        """
+        state = {_MODULE + name: value.clone() for name, value in self._module.state_dict().items()}
+        state |= {name: value.clone() for name, value in self._optimizer.state.items()}
+        state["steps_done"] = torch.tensor(self.steps_done, dtype=torch.int64)
+        state["generator"] = self._generator.get_state()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue a saved run: with equal data and settings, the next steps are those it would have taken.
+
+        Raises:
+            CorruptState: If the state is not of such a run; this one is then unchanged.
+        """
+        own, of = self.state_dict(), type(self).__name__
+        if state.keys() != own.keys():
+            raise CorruptState(of, reason=f"missing or foreign: {', '.join(sorted(state.keys() ^ own.keys()))}")
+        for name, value in own.items():
+            if state[name].shape != value.shape or state[name].dtype != value.dtype:
+                raise CorruptState(of, reason=f"{name} is {state[name].dtype} {tuple(state[name].shape)}")
+        try:
+            self._generator.set_state(state["generator"])
+        except RuntimeError as exc:
+            raise CorruptState(of, reason="not a generator's state") from exc
+        self.steps_done = int(state["steps_done"])
+        self._module.load_state_dict(
+            {name.removeprefix(_MODULE): value for name, value in state.items() if name.startswith(_MODULE)}
+        )
+        for name, value in self._optimizer.state.items():
+            value.copy_(state[name])
+
     def to_bytes(self) -> bytes:
-        """Parameters, moments, step count and the state of the generator, with a digest: see `load_bytes`."""
-        return seal(self._state(), self._terms())
+        """`state_dict` as safetensors with a digest, and what the next steps depend on besides: see `load_bytes`."""
+        return seal(self.state_dict(), self._terms())
 
     def load_bytes(self, data: bytes) -> None:
         """Continue a run that `to_bytes` saved: the next steps are those it would have taken, bit for bit.
@@ -100,43 +138,14 @@ class DescentRun(ABC):
             CorruptState: If the bytes are damaged, or of a run with other settings, another number of items or
                 another module; this one is then unchanged.
         """
-        name = type(self).__name__
-        state, saved = unseal(data, name)
+        of = type(self).__name__
+        state, saved = unseal(data, of)
         own = self._terms()
         differing = sorted(term for term in own.keys() | saved.keys() if own.get(term) != saved.get(term))
         if differing:
             was = ", ".join(f"{term} was {saved.get(term)!r} and is {own.get(term)!r}" for term in differing)
-            raise CorruptState(name, reason=was)
-        _require_like(name, state, self._state())
-        try:
-            self._generator.set_state(state["generator"])
-        except RuntimeError as exc:
-            raise CorruptState(name, reason="not a generator's state") from exc
-        self._module.load_state_dict(_with_prefix(state, _MODULE))
-        self._adam.steps_done = int(state["steps_done"])
-        for prefix, moments in ((_FIRST, self._adam.first), (_SECOND, self._adam.second)):
-            for name, moment in moments.items():
-                moment.copy_(state[prefix + name])
-
-    def _state(self) -> dict[str, Tensor]:
-        state = {_MODULE + name: value for name, value in self._module.state_dict().items()}
-        state |= {_FIRST + name: value for name, value in self._adam.first.items()}
-        state |= {_SECOND + name: value for name, value in self._adam.second.items()}
-        state["steps_done"] = torch.tensor(self.steps_done, dtype=torch.int64)
-        state["generator"] = self._generator.get_state()
-        return state
+            raise CorruptState(of, reason=was)
+        self.load_state_dict(state)
 
 
-def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def _require_like(name: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    if state.keys() != own.keys():
-        raise CorruptState(name, reason=f"missing or foreign: {', '.join(sorted(state.keys() ^ own.keys()))}")
-    for key, value in own.items():
-        if state[key].shape != value.shape or state[key].dtype != value.dtype:
-            raise CorruptState(name, reason=f"{key} is {state[key].dtype} {tuple(state[key].shape)}")
-
-
-_MODULE, _FIRST, _SECOND = "module.", "first_moment.", "second_moment."
+_MODULE = "module."

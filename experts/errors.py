@@ -18,6 +18,7 @@ __all__ = [
     "SectionNotPortable",
     "SettingOutOfRange",
     "ShapeMismatch",
+    "TrainingDiverged",
     "UndefinedFigure",
     "UnknownArchitecture",
     "UnknownClasses",
@@ -239,6 +240,14 @@ class NothingToLearnFrom(ExpertsError):
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} has nothing to learn from")
         self.name = name
+
+
+class TrainingDiverged(ExpertsError):
+    """A loss was not finite; the module still holds the parameters from before that step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss of step {step} is not finite")
+        self.step = step
 
 
 class RowsUnanswered(ExpertsError):

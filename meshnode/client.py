@@ -28,7 +28,7 @@ from meshnode.identity import load_or_create_identity
 from meshnode.inference import Prediction, RoutedInference
 from meshnode.logs import get_logger
 from meshnode.mesh import Mesh, pull_mesh
-from meshnode.runtime import router_config
+from meshnode.runtime import contributions_of
 from meshnode.state.state import State
 from meshnode.transport.hivemind import HivemindConfig, HivemindTransport
 from meshnode.transport.interface import Traffic
@@ -95,14 +95,7 @@ class MeshClient:
             except TimeoutError as exc:
                 raise Timeout("joining a mesh", timeout_s) from exc
             directory = Directory(transport, mesh.mesh_id, refresh_s=REFRESH_S, objection=mesh.objection_to)
-            contributions = Contributions(
-                state,
-                compute,
-                mesh.mesh_id,
-                router_config(mesh.spec.router),
-                feature_dim=mesh.spec.feature_dim,
-                fingerprint=mesh.fingerprint,
-            )
+            contributions = contributions_of(mesh, state, compute)
             inference = RoutedInference(mesh, lambda: contributions.view, directory, transport, compute)
             client = cls(mesh, directory, contributions, inference, transport)
             await client.refresh()

@@ -28,7 +28,7 @@ from protocol.records import PeerRecord, fitting
 from protocol.signing import SigningKey
 from protocol.spec import RouterSettings
 
-__all__ = ["MeshRuntime", "router_config"]
+__all__ = ["MeshRuntime", "contributions_of", "router_config"]
 
 COLLECT_GARBAGE_S = 60.0
 """Seconds between removals of generations and statistics that were superseded."""
@@ -48,6 +48,19 @@ def router_config(settings: RouterSettings) -> RouterConfig:
         prior=settings.prior,
         renormalise=settings.renormalise,
     )
+
+
+def contributions_of(mesh: Mesh, state: State, compute: Compute) -> Contributions:
+    """The mesh's router contributions, none taken up yet.
+
+    Args:
+        mesh: Says which statistics can be summed, and how the router is solved from them.
+        state: Where contributions are kept.
+        compute: Where the router is solved.
+    """
+    config = router_config(mesh.spec.router)
+    dim, fingerprint = mesh.spec.feature_dim, mesh.fingerprint
+    return Contributions(state, compute, mesh.mesh_id, config, feature_dim=dim, fingerprint=fingerprint)
 
 
 class MeshRuntime:
@@ -85,14 +98,7 @@ class MeshRuntime:
             transport, mesh.mesh_id, refresh_s=config.net.refresh_s, objection=mesh.objection_to, telemetry=telemetry
         )
         self.host = ExpertHost(state, compute, device=device.used)
-        self.contributions = Contributions(
-            state,
-            compute,
-            mesh.mesh_id,
-            router_config(mesh.spec.router),
-            feature_dim=mesh.spec.feature_dim,
-            fingerprint=mesh.fingerprint,
-        )
+        self.contributions = contributions_of(mesh, state, compute)
         self.advertiser = Advertiser(
             transport, key, self._describe, ttl_s=config.net.record_ttl_s, published=self.directory.take
         )

@@ -14,12 +14,11 @@ from experts.data.npz import save_task
 from experts.router.statistics import ClassStatistics
 from experts.trunk.base import features_of
 from meshnode.compute import Compute
-from meshnode.contributions import Contributions
 from meshnode.home import Home
 from meshnode.hosting import ExpertHost
 from meshnode.identity import load_or_create_identity
 from meshnode.mesh import load_mesh
-from meshnode.runtime import router_config
+from meshnode.runtime import contributions_of
 from meshnode.state.rows import TaskRow
 from meshnode.state.state import State
 from meshnode.trainer.service import LEARNED
@@ -88,14 +87,7 @@ class Homes:
             for classes in itertools.islice(itertools.combinations(self.images.classes, 2), number):
                 architecture = mesh.architecture(form, len(classes))
                 await host.adopt(mesh.uid_of(classes, form), classes, architecture, None)
-            contributions = Contributions(
-                state,
-                compute,
-                mesh.mesh_id,
-                router_config(mesh.spec.router),
-                feature_dim=mesh.spec.feature_dim,
-                fingerprint=mesh.fingerprint,
-            )
+            contributions = contributions_of(mesh, state, compute)
             features_ND, labels = features_of(mesh.trunk, self.images.images), self.images.labels
             statistics = ClassStatistics.from_features(features_ND, labels, fingerprint=mesh.fingerprint)
             key, now_s = load_or_create_identity(home), time.time()

@@ -29,7 +29,7 @@ from experts.evaluation.metrics import spread
 from experts.generators import torch_generator
 from experts.local import LocalExpert
 from experts.router.gating import Gates, gate
-from experts.router.mlp import MlpRouter, MlpRouterConfig, RouterData, train_mlp_router
+from experts.router.mlp import MlpRouter, MlpRouterConfig, MlpRouterRun, RouterData
 from experts.router.references import energy_gates, hash_gates, random_gates, uniform_gates
 from experts.router.ridge import Prior, RidgeRouter, RouterConfig, solve_ridge
 from experts.router.statistics import ClassStatistics, sum_contributions
@@ -151,7 +151,8 @@ def mlp(study: Study, capacity: int) -> Sample:
         if len(memory):
             replay = RouterData.from_experts(features_of(features.trunk, memory.images), memory.labels, known)
         data = RouterData.from_experts(features.train_ND[rows], labels, known)
-        train_mlp_router(router, data, MlpRouterConfig(), generator, replay=replay, old=old)
+        for _ in MlpRouterRun(router, data, MlpRouterConfig(), generator, replay=replay, old=old):
+            pass
         memory.add(study.train.images[rows.numpy()], labels)
     assert router is not None
     parameters_kb = 4 * router.num_parameters / 1000

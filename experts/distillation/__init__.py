@@ -1,11 +1,12 @@
-"""From teachers to an expert: the loss, what it is taken over, the run that lowers it, and logits kept on disk."""
+"""From teachers to an expert: the loss, its data, the run that lowers it, the stitch to a section, kept logits."""
 
 from experts.distillation.cache import CachedLogits, CacheOutcome, LogitCache, data_digest
 from experts.distillation.config import DistillationConfig
 from experts.distillation.data import DistillationData, TeacherLogits
 from experts.distillation.loss import UNLABELLED, align_logits, distillation_loss
 from experts.distillation.progress import DistillationProgress, ProgressMeter
-from experts.distillation.run import DistillationRun, TrainingDiverged
+from experts.distillation.run import DistillationRun
+from experts.distillation.stitch import StitchConfig, StitchData, StitchRun, least_squares_stitch
 
 __all__ = [
     "CacheOutcome",
@@ -16,10 +17,13 @@ __all__ = [
     "DistillationRun",
     "LogitCache",
     "ProgressMeter",
+    "StitchConfig",
+    "StitchData",
+    "StitchRun",
     "TeacherLogits",
-    "TrainingDiverged",
     "UNLABELLED",
     "align_logits",
     "data_digest",
     "distillation_loss",
+    "least_squares_stitch",
 ]

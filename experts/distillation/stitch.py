@@ -25,6 +25,7 @@ from torch.nn import functional
 from experts.descent import DescentRun
 from experts.errors import MalformedDataset, NothingToLearnFrom, SettingOutOfRange, ShapeMismatch
 from experts.materialise import materialise
+from experts.optimizers import Adam
 
 __all__ = ["StitchConfig", "StitchData", "StitchRun", "least_squares_stitch"]
 
@@ -139,7 +140,7 @@ class StitchRun(DescentRun):
         self._grid = _coarser(output_1S, targets_ND) if is_map else None
         self._targets_ND = self._pooled(targets_ND)
         both = nn.ModuleDict({"student": module, "stitch": self.stitch})
-        super().__init__(both, generator, steps=config.steps, lr=config.lr)
+        super().__init__(both, Adam(dict(both.named_parameters())), generator, steps=config.steps, lr=config.lr)
 
     @torch.no_grad()
     def outputs(self) -> Tensor:

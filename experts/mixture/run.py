@@ -28,6 +28,7 @@ from experts.data.dataset import class_columns
 from experts.descent import DescentRun
 from experts.errors import NothingToLearnFrom, ShapeMismatch
 from experts.mixture.model import Mixture
+from experts.optimizers import Adam
 from experts.router.regularisers import RegulariserConfig, regularisation_loss
 from experts.router.task_loss import mixture_cross_entropy
 
@@ -78,7 +79,8 @@ class MixtureRun(DescentRun):
             UnknownClasses: If a label is not one of the mixture's classes.
             ShapeMismatch: If there is not one label a row.
         """
-        super().__init__(mixture, generator, steps=mixture.config.steps, lr=mixture.config.lr)
+        adam = Adam(dict(mixture.named_parameters()))
+        super().__init__(mixture, adam, generator, steps=mixture.config.steps, lr=mixture.config.lr)
         if not labels:
             raise NothingToLearnFrom("mixture")
         if len(features_ND) != len(labels):

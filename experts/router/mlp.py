@@ -23,11 +23,12 @@ from experts.descent import DescentRun
 from experts.distillation.loss import align_logits, distillation_loss
 from experts.errors import NothingToLearnFrom, SettingOutOfRange, ShapeMismatch
 from experts.local import LocalExpert, label_log_likelihoods
+from experts.optimizers import Adam
 from experts.router.mlp_net import MlpRouter
 from experts.router.regularisers import WEIGHTED, RegulariserConfig, regularisation_loss
 from experts.router.task_loss import mixture_cross_entropy
 
-__all__ = ["MlpRouter", "MlpRouterConfig", "MlpRouterRun", "RouterData", "train_mlp_router"]
+__all__ = ["MlpRouter", "MlpRouterConfig", "MlpRouterRun", "RouterData"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,7 +148,7 @@ class MlpRouterRun(DescentRun):
         Raises:
             ShapeMismatch: If router and data differ in experts.
         """
-        super().__init__(router, generator, steps=config.steps, lr=config.lr)
+        super().__init__(router, Adam(dict(router.named_parameters())), generator, steps=config.steps, lr=config.lr)
         for part in (data,) if replay is None else (data, replay):
             if part.uids != router.uids:
                 raise ShapeMismatch("router data", expected=router.uids, got=part.uids)
@@ -197,17 +198,3 @@ class MlpRouterRun(DescentRun):
     def _draw(self, data: RouterData) -> Tensor:
         # With replacement, so that the generator is the whole state of the draw.
         return torch.randint(len(data.labels), (self.config.batch_size,), generator=self._generator)
-
-
-def train_mlp_router(
-    router: MlpRouter,
-    data: RouterData,
-    config: MlpRouterConfig,
-    generator: torch.Generator,
-    *,
-    replay: RouterData | None = None,
-    old: MlpRouter | None = None,
-) -> None:
-    """Take all steps of a `MlpRouterRun`, whose arguments and errors these are; the router is trained in place."""
-    for _ in MlpRouterRun(router, data, config, generator, replay=replay, old=old):
-        pass

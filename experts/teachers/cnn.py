@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from experts.adam import Adam, cosine_rate
 from experts.checkpoint import load_tensors, tensors_from_bytes, tensors_to_bytes
 from experts.data.dataset import class_columns
 from experts.errors import CorruptWeights, NothingToLearnFrom, SettingOutOfRange, ShapeMismatch
 from experts.materialise import materialise
+from experts.optimizers import Adam, cosine_rate
 
 __all__ = ["CnnTeacher", "TeacherConfig", "TeacherProgress", "train_teacher", "untrained_cnn"]
 

@@ -16,11 +16,10 @@ from experts.distillation import (
     DistillationConfig,
     DistillationData,
     DistillationRun,
-    TrainingDiverged,
     align_logits,
     distillation_loss,
 )
-from experts.errors import CorruptState, NothingToLearnFrom, SettingOutOfRange, ShapeMismatch
+from experts.errors import CorruptState, NothingToLearnFrom, SettingOutOfRange, ShapeMismatch, TrainingDiverged
 from experts.generators import torch_generator
 
 STUDENT = MlpArchitecture(feature_dim=6, hidden=4, num_classes=3)

@@ -22,7 +22,7 @@ from experts.errors import (
     UnknownClasses,
 )
 from experts.local import LocalExpert, label_log_likelihoods
-from experts.router.mlp import MlpRouter, MlpRouterConfig, MlpRouterRun, RouterData, train_mlp_router
+from experts.router.mlp import MlpRouter, MlpRouterConfig, MlpRouterRun, RouterData
 from experts.router.regularisers import PROPOSAL, WEIGHTED
 from experts.router.task_loss import mixture_cross_entropy
 
@@ -92,7 +92,7 @@ def test_initial_weights_are_the_same_whatever_the_order_in_which_experts_came()
 
 def test_an_expert_that_comes_or_goes_changes_no_bit_of_the_others_logits() -> None:
     first = router("p", "r")
-    train_mlp_router_of(first, {uid: EXPERTS[uid] for uid in ("p", "r")})
+    train_on(first, {uid: EXPERTS[uid] for uid in ("p", "r")})
     h = torch.randn(6, 4, generator=generator())
     grown = first.with_experts(["p", "q", "r"])
     experts = {uid: expert.classes for uid, expert in EXPERTS.items()}
@@ -104,8 +104,8 @@ def test_an_expert_that_comes_or_goes_changes_no_bit_of_the_others_logits() -> N
     )
 
 
-def train_mlp_router_of(net: MlpRouter, experts: dict[str, LocalExpert]) -> None:
-    train_mlp_router(net, RouterData.from_experts(*items(), experts), FAST, generator())
+def train_on(net: MlpRouter, experts: dict[str, LocalExpert]) -> None:
+    list(MlpRouterRun(net, RouterData.from_experts(*items(), experts), FAST, generator()))
 
 
 def test_gates_leave_out_who_is_not_asked_for_and_give_none_to_the_unknown() -> None:
@@ -267,17 +267,17 @@ def test_without_replay_it_forgets_and_with_it_less() -> None:
     first = RouterData.from_experts(*items(60, "ab"), experts)
     second = RouterData.from_experts(*items(60, "c", seed=9), experts)
     plain = dataclasses.replace(FAST, regulariser=None)
-    train_mlp_router(old, first, plain, generator())
+    list(MlpRouterRun(old, first, plain, generator()))
 
     def share_of_p(net: MlpRouter) -> float:
         return torch.softmax(net(first.features_ND), dim=1)[:, 0].mean().item()
 
     forgetful, mindful, taught = (old.with_experts(["p", "q"]) for _ in range(3))
-    train_mlp_router(forgetful, second, plain, generator())
-    train_mlp_router(mindful, second, plain, generator(), replay=first)
+    list(MlpRouterRun(forgetful, second, plain, generator()))
+    list(MlpRouterRun(mindful, second, plain, generator(), replay=first))
     # The old generation alone: no label of a replayed item counts.
     by_old = dataclasses.replace(plain, alpha=0.0)
-    train_mlp_router(taught, second, by_old, generator(), replay=first, old=old)
+    list(MlpRouterRun(taught, second, by_old, generator(), replay=first, old=old))
     assert share_of_p(forgetful) < 0.8
     assert min(share_of_p(mindful), share_of_p(taught)) > 0.9
 

@@ -19,9 +19,16 @@ from experts.architectures.mlp import MlpArchitecture
 from experts.checkpoint import flat_parameters
 from experts.data.dataset import class_columns
 from experts.data.named import load_named
-from experts.distillation import DistillationConfig, DistillationData, DistillationRun, TrainingDiverged
+from experts.distillation import DistillationConfig, DistillationData, DistillationRun
 from experts.distillation.stitch import StitchConfig, StitchData, StitchRun, least_squares_stitch
-from experts.errors import CorruptState, MalformedDataset, NothingToLearnFrom, SettingOutOfRange, ShapeMismatch
+from experts.errors import (
+    CorruptState,
+    MalformedDataset,
+    NothingToLearnFrom,
+    SettingOutOfRange,
+    ShapeMismatch,
+    TrainingDiverged,
+)
 from experts.generators import torch_generator
 from experts.networks.head import Head
 from experts.teachers.cnn import TeacherConfig, train_teacher

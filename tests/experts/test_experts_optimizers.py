@@ -1,4 +1,4 @@
-"""Adam by hand is torch's, and the equation's."""
+"""SGD and Adam by hand are torch's, and the equations'."""
 
 import math
 import subprocess
@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from experts.adam import Adam, cosine_rate
 from experts.generators import torch_generator
+from experts.optimizers import Adam, Sgd, cosine_rate
 
 
 def network() -> nn.Module:
@@ -19,9 +19,27 @@ def network() -> nn.Module:
         return nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
 
 
+def test_sgd_takes_the_steps_of_torchs_own_to_the_bit() -> None:
+    ours, theirs = network(), network()
+    sgd = Sgd(dict(ours.named_parameters()))
+    reference = torch.optim.SGD(theirs.parameters(), lr=0.1)
+    generator = torch_generator(0, "data")
+    for done in range(20):
+        inputs, targets = torch.randn(8, 5, generator=generator), torch.randn(8, 3, generator=generator)
+        for module in (ours, theirs):
+            module.zero_grad()
+            (module(inputs) - targets).square().mean().backward()
+        assert sgd.steps_done == done
+        sgd.step(0.1)
+        reference.step()
+        for mine, reference_parameter in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(mine, reference_parameter)
+    assert not sgd.state
+
+
 @pytest.mark.parametrize(("lr", "steps"), [(2e-3, 40), (0.1, 7), (1e-6, 1)])
 @pytest.mark.parametrize("falls", [True, False])
-def test_it_takes_the_steps_of_torchs_own(lr: float, steps: int, *, falls: bool) -> None:
+def test_adam_takes_the_steps_of_torchs_own(lr: float, steps: int, *, falls: bool) -> None:
     ours, theirs = network(), network()
     adam = Adam(dict(ours.named_parameters()))
     reference = torch.optim.Adam(theirs.parameters(), lr=lr)
@@ -40,7 +58,7 @@ def test_it_takes_the_steps_of_torchs_own(lr: float, steps: int, *, falls: bool)
             assert torch.allclose(mine, reference_parameter, rtol=1e-5, atol=1e-6 * lr / 2e-3)
 
 
-def test_it_is_the_equation() -> None:
+def test_adam_is_the_equation() -> None:
     gradients = [1.0, -3.0, 0.5, 0.0, 2e-9]
     parameter = nn.Parameter(torch.tensor([0.25], dtype=torch.float64))
     adam = Adam({"theta": parameter})
