@@ -19,7 +19,7 @@ Legend: N images, D feature, C class.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, pstdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experts.architectures.mlp import MlpArchitecture
 from experts.distillation import UNLABELLED, DistillationConfig, DistillationData, DistillationRun
+from experts.evaluation.metrics import spread
 from experts.generators import torch_generator
 
 __all__ = ["KdEffort", "PROTOTYPE", "best_rate", "measure_kd"]
@@ -184,7 +185,8 @@ def _gain(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
-    return {"mean": fmean(values), "std": pstdev(values), "test": list(values)}
+    over_seeds = spread(values)
+    return {"mean": over_seeds.mean, "std": over_seeds.deviation, "test": list(values)}
 
 
 def _teacher_facts(study: _Study) -> dict[str, Any]:

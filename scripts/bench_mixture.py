@@ -125,7 +125,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print the whole document instead of the table")
     parser.add_argument("--quick", action="store_true", help="fewer images, steps and experts, one seed")
     parser.add_argument("--write", action="store_true", help=f"also put it into docs/results/{NAME}.json, with plots")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.write and options.quick:
+        parser.error("--write is for the full size: leave out --quick")
+    return options
 
 
 def _features(effort: Effort) -> tuple[Split, Split]:

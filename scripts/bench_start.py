@@ -230,8 +230,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS), metavar="NAME", help="these metrics"
     )
     options = parser.parse_args(arguments)
-    if options.write and set(options.only) != set(MEASUREMENTS):
-        parser.error("--write is for all figures: leave out --only")
+    if options.write and (options.quick or set(options.only) != set(MEASUREMENTS)):
+        parser.error("--write is for all figures at full size: leave out --only and --quick")
     return options
 
 

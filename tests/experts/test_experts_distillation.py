@@ -85,6 +85,18 @@ def test_the_gradient_keeps_its_size_as_the_temperature_grows() -> None:
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
 
 
+def test_a_class_of_probability_0_adds_nothing_and_its_student_learns_to_leave_it() -> None:
+    # 0 in float64, and not unknown: the student's share of it counts.
+    teacher = torch.tensor([[0.0, 0.5, -2000.0], [-2000.0, 0.0, -2000.0]]).double()
+    student = logits(3, rows=2).requires_grad_()
+    loss = distillation_loss(student, teacher, None, 0.5, 2.0)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert float(loss.detach()) == pytest.approx(equations.softened_kl(teacher.tolist(), student.tolist(), 2.0))
+    assert student.grad is not None
+    assert float(student.grad[0, 2]) > 0
+    assert torch.isfinite(student.grad).all()
+
+
 def test_no_gradient_reaches_the_teacher() -> None:
     teacher = logits(6).requires_grad_()
     assert not distillation_loss(logits(7), teacher, None, 0.5, 2.0).requires_grad

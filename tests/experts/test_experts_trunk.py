@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+import equations
 import numpy as np
 import pytest
 import torch
@@ -42,19 +43,24 @@ def test_calibration_is_the_equation_in_plain_loops() -> None:
     everything = [value for row in phi for value in row]
     overall_mean = sum(everything) / len(everything)
     overall = math.sqrt(sum((value - overall_mean) ** 2 for value in everything) / len(everything))
-    features = trunk(images)
-    for d in range(trunk.feature_dim):
-        column = [row[d] for row in phi]
-        mean = sum(column) / len(column)
-        s = math.sqrt(sum((value - mean) ** 2 for value in column) / len(column)) + 0.01 * overall
-        for b, value in enumerate(column):
-            assert features[b, d].item() == pytest.approx((value - mean) / s, abs=1e-3)
+    columns = [[row[d] for row in phi] for d in range(trunk.feature_dim)]
+    means = [sum(column) / len(column) for column in columns]
+    deviations = [
+        math.sqrt(sum((value - mean) ** 2 for value in column) / len(column)) + 0.01 * overall
+        for column, mean in zip(columns, means, strict=True)
+    ]
+    wanted = [equations.normalised_features(row, means, deviations) for row in phi]
+    np.testing.assert_allclose(trunk(images), wanted, atol=1e-3)
 
 
 def test_features_are_clipped_on_images_unlike_the_calibration_set() -> None:
     trunk = fit_whitened(noise(20), CONFIG, seed=0)
     calibrate(trunk, noise(1).repeat(5, 1, 1, 1))
-    features = trunk(noise(4, seed=1))
+    images = noise(4, seed=1)
+    features = trunk(images)
+    mean, deviation = trunk.mean_D.tolist(), trunk.deviation_D.tolist()
+    wanted = [equations.normalised_features(row, mean, deviation) for row in trunk.section(images).tolist()]
+    np.testing.assert_allclose(features, wanted, rtol=1e-5, atol=1e-5)
     assert features.abs().max().item() == 8.0
 
 
