@@ -114,6 +114,7 @@ class Contributions:
         member = Member(peer=peer, task=task, version=version, digest=digest, issued_at=float(issued_at))
         held = self._held.get(key)
         if key in self._folded or self._is_dropped(member) or (held and member.rank <= held.member.rank):
+            self._keep_bound()  # what was reissued waited for this call, whatever came of it
             return False
         stats = self._decode(data)
         if held is None:
@@ -127,7 +128,7 @@ class Contributions:
     def reissue(self, key: ContributionKey, data: bytes) -> None:
         """Takes the bytes of a folded contribution again: it is held as before, and can be dropped or replaced.
 
-        It stays held, within the bound or not, until something is added or merged.
+        It stays held, within the bound or not, until the next `add` or merge, whether that takes anything or not.
 
         Raises:
             UnsafeStatistics: If nothing of this key is folded, or it had other bytes.

@@ -418,6 +418,18 @@ def test_merging_disjoint_groups_is_associative(owner: list[int], singles: list[
     assert bits(merged(a, b, c)) == bits(replica(*SINGLES))
 
 
+def test_an_add_that_is_not_taken_also_restores_the_bound_after_a_reissue() -> None:
+    held = replica(max_bytes=0)
+    key, version, data = SINGLES[0]
+    held.add(key, version, data)
+    within = held.num_bytes
+    held.reissue(key, data)
+    assert held.num_bytes == within + len(data)
+    assert not held.add(key, version, data)
+    assert held.num_bytes == within
+    assert key in held.folded
+
+
 class Replicas(RuleBasedStateMachine):
     """Three replicas, two of them bounded, under anything that can happen to them."""
 
