@@ -9,11 +9,8 @@ It stores nothing for others, serves nothing, and forgets everything when it clo
 """
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -23,16 +20,15 @@ from meshnode.compute import Compute
 from meshnode.contributions import Contributions
 from meshnode.directory import Directory, ExpertListing
 from meshnode.errors import Timeout
-from meshnode.home import Home
-from meshnode.identity import load_or_create_identity
 from meshnode.inference import Prediction, RoutedInference
+from meshnode.joining import connect_any, open_client
 from meshnode.logs import get_logger
 from meshnode.mesh import Mesh, pull_mesh
 from meshnode.runtime import contributions_of
 from meshnode.state.state import State
-from meshnode.transport.hivemind import HivemindConfig, HivemindTransport
+from meshnode.transport.hivemind import HivemindTransport
 from meshnode.transport.interface import Traffic
-from protocol.errors import ModuleMeshError, PeerUnreachable
+from protocol.errors import ModuleMeshError
 from protocol.identifiers import MeshId
 
 __all__ = ["MeshClient"]
@@ -78,19 +74,13 @@ class MeshClient:
             Timeout: They answer, but no mesh could be pulled in time.
         """
         async with AsyncExitStack() as stack:
-            folder = Path(tempfile.mkdtemp(prefix="meshclient-"))
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            home = Home(folder)
-            home.create()
-            load_or_create_identity(home)
+            home, transport = await open_client(stack)
             state = stack.enter_context(State(home))
             compute = Compute()
             stack.callback(compute.close)
-            transport = await HivemindTransport.open(HivemindConfig(identity_path=home.identity_key, client_only=True))
-            stack.push_async_callback(transport.aclose)
             try:
                 async with asyncio.timeout(timeout_s):
-                    await _connect_any(transport, addresses)
+                    await connect_any(transport, addresses)
                     mesh, _ = await pull_mesh(state, transport, wanted=mesh_id, timeout_s=CALL_TIMEOUT_S)
             except TimeoutError as exc:
                 raise Timeout("joining a mesh", timeout_s) from exc
@@ -167,14 +157,3 @@ class MeshClient:
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait({task})
-
-
-async def _connect_any(transport: HivemindTransport, addresses: Sequence[str]) -> None:
-    failures: list[PeerUnreachable] = []
-    for address in addresses:
-        try:
-            await transport.connect(address)
-        except PeerUnreachable as failure:
-            failures.append(failure)
-    if len(failures) == len(addresses):
-        raise failures[-1]

@@ -1,7 +1,7 @@
 """What a node knows of its mesh: the live, verified records of its peers, re-read from the DHT at intervals.
 
-The DHT keeps a record until it expires, however dead its owner is. The directory therefore also remembers which peers
-lately failed to answer, so that whoever chooses a replica can try the others first.
+The DHT keeps a record until it expires, however dead its owner is: who of those that are listed answers, and how well,
+whoever asks them finds out (`meshnode.inference.standings`).
 """
 
 import asyncio
@@ -16,9 +16,6 @@ from protocol.identifiers import ExpertUid, MeshId, PeerId, parse_peer_id
 from protocol.records import ExpertAdvert, PeerRecord, RecordBook, record_key
 
 __all__ = ["Directory", "ExpertListing", "LeftOut", "Replica"]
-
-FAILURE_MEMORY_S = 5.0
-"""A peer that failed is tried last for this long; then it may have come back."""
 
 log = get_logger(__name__)
 
@@ -84,7 +81,6 @@ class Directory:
         self._objection = objection
         self._left_out: tuple[LeftOut, ...] = ()
         self._book = RecordBook(mesh_id)
-        self._failed_at: dict[PeerId, float] = {}
         self.refreshed = asyncio.Event()
         """Set after every look-up; whoever waits clears it first."""
 
@@ -160,12 +156,3 @@ class Directory:
         """Adverts that do not count, each with the reason."""
         self.experts()
         return self._left_out
-
-    def note_failure(self, peer_id: PeerId) -> None:
-        self._failed_at[peer_id] = self._transport.now_s()
-
-    def note_success(self, peer_id: PeerId) -> None:
-        self._failed_at.pop(peer_id, None)
-
-    def recently_failed(self, peer_id: PeerId) -> bool:
-        return self._transport.now_s() - self._failed_at.get(peer_id, float("-inf")) < FAILURE_MEMORY_S

@@ -1,4 +1,4 @@
-"""What this node answers its peers: a greeting, blobs, experts, and its part in averaging rounds."""
+"""What this node answers its peers: a greeting, blobs, its part in averaging rounds, and its experts (`serving`)."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,25 +7,23 @@ import numpy as np
 
 from meshnode import __version__
 from meshnode.averaging.averager import Averager
-from meshnode.hosting import ExpertHost
 from meshnode.mesh import Mesh
+from meshnode.serving import Serving
 from meshnode.state.blobs import BlobStore
-from meshnode.telemetry.instruments import Instruments
-from protocol.errors import Draining, MeshMismatch, NotReady, UnknownBlob, UnknownMethod
-from protocol.framing import Frame
+from protocol.errors import MalformedTensor, MeshMismatch, NotReady, UnknownBlob, UnknownMethod
+from protocol.framing import Announced, Frame
 from protocol.identifiers import PeerId
 from protocol.messages import (
     BlobGet,
     BlobPart,
     Forward,
-    ForwardReply,
     Hello,
     HelloReply,
+    Infer,
     RoundAttestation,
     RoundOutcomeQuery,
     RoundProposal,
 )
-from protocol.tensors import require_tensor
 
 __all__ = ["Handlers"]
 
@@ -36,32 +34,34 @@ class Handlers:
     The parts of a mesh are absent until the node belongs to one; what needs them answers `NotReady` until then.
     """
 
-    def __init__(
-        self,
-        blobs: BlobStore,
-        peer_name: str,
-        now_s: Callable[[], float],
-        instruments: Instruments | None = None,
-    ) -> None:
+    def __init__(self, blobs: BlobStore, me: PeerId, peer_name: str, now_s: Callable[[], float]) -> None:
         self._blobs = blobs
+        self._me = me
         self._peer_name = peer_name
         self._now_s = now_s
-        self._instruments = instruments or Instruments()
         self._mesh: Mesh | None = None
-        self._host: ExpertHost | None = None
+        self._serving: Serving | None = None
         self._averager: Averager | None = None
-        self._draining = False
 
-    def attach(self, mesh: Mesh, host: ExpertHost | None, averager: Averager | None) -> None:
+    def attach(self, mesh: Mesh, serving: Serving | None, averager: Averager | None) -> None:
         """Answer for a mesh from now on; None for what this node's settings switch off."""
-        self._mesh, self._host, self._averager = mesh, host, averager
+        self._mesh, self._serving, self._averager = mesh, serving, averager
 
     def drain(self) -> None:
         """Take no new work; blobs and greetings are still answered."""
-        self._draining = True
+        if self._serving is not None:
+            self._serving.drain()
+
+    def admit(self, sender: PeerId, announced: Announced, wait_s: float) -> None:
+        """Refuse a request by its header. Raises ModuleMeshError, which the transport sends back."""
+        message = announced.message
+        if isinstance(message, Forward | Infer):
+            self._require_serving().admit(announced, wait_s)
+        elif announced.tensors:
+            raise MalformedTensor(announced.tensors[0].name, "nothing is asked of it")
 
     async def __call__(self, sender: PeerId, request: Frame) -> Frame:
-        """Answer one request. Raises ModuleMeshError, which the transport sends back."""
+        """Answer one request that was let in. Raises ModuleMeshError, which the transport sends back."""
         message = request.message
         match message:
             case Hello():
@@ -69,14 +69,21 @@ class Handlers:
             case BlobGet():
                 return await self._send_part(message)
             case Forward():
-                with self._instruments.inference("server"):
-                    return await self._forward(message, request)
+                return await self._require_serving().forward(message, request)
+            case Infer():
+                serving = self._require_serving()
+                return await serving.infer(message, request, me=self._me, my_name=self._peer_name)
             case RoundProposal() | RoundAttestation() | RoundOutcomeQuery():
                 if self._averager is None:
                     raise NotReady("this node does not average")
                 return Frame(await self._averager.handle(sender, message))
             case _:
                 raise UnknownMethod(type(message).__name__)
+
+    def _require_serving(self) -> Serving:
+        if self._serving is None:
+            raise NotReady("this node serves no experts")
+        return self._serving
 
     def _greet(self, hello: Hello) -> Frame:
         mesh_id = self._mesh.mesh_id if self._mesh else None
@@ -98,19 +105,3 @@ class Handlers:
         data = await asyncio.to_thread(self._blobs.read_range, request.digest, request.offset, request.length)
         part = BlobPart(digest=request.digest, offset=request.offset, total_bytes=self._blobs.size(request.digest))
         return Frame(part, {"data": np.frombuffer(data, dtype=np.uint8)})
-
-    async def _forward(self, message: Forward, request: Frame) -> Frame:
-        if self._draining:
-            raise Draining
-        if self._host is None or self._mesh is None:
-            raise NotReady("this node serves no experts")
-        shape = (None, self._mesh.spec.feature_dim)
-        features_BD = require_tensor(request.tensors, "features", dtype="float32", shape=shape, finite=True)
-        answer = await self._host.answer(message.expert, features_BD)
-        reply = ForwardReply(
-            expert=message.expert,
-            generation=answer.generation,
-            weights=answer.weights,
-            classes=answer.classes,
-        )
-        return Frame(reply, {"probabilities": answer.probabilities})

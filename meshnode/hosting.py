@@ -10,6 +10,7 @@ Legend: P parameters, B batch, D feature, C the expert's classes.
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -143,7 +144,7 @@ class ExpertHost:
             raise UnknownExpert(uid) from None
 
     async def answer(self, uid: ExpertUid, features_BD: np.ndarray) -> Answer:
-        """E_i(h) for a batch of trunk features, float32 ``(B, D)``.
+        """E_i(h) for a batch of trunk features, float32 ``(B, D)``, which may be computed together with others.
 
         Raises:
             UnknownExpert: The expert is not hosted here.
@@ -151,15 +152,20 @@ class ExpertHost:
         """
         expert = self.get(uid)
         module, generation, weights = expert.module, expert.generation, expert.weights
-        # What came over the wire is read-only memory, which torch cannot wrap.
-        features = torch.from_numpy(features_BD if features_BD.flags.writeable else features_BD.copy())
-        output_BC = await self._compute.run(probabilities, module, features.to(self._device))
+        # By generation: an answer says which one it is of, and a new one may begin to serve while this one waits.
+        output_BC = await self._compute.run_rows((uid, generation), partial(self._probabilities, module), features_BD)
         return Answer(
-            probabilities=output_BC.cpu().numpy(),
+            probabilities=output_BC,
             classes=expert.classes,
             generation=generation,
             weights=weights,
         )
+
+    def _probabilities(self, module: nn.Module, features_BD: np.ndarray) -> np.ndarray:
+        # Read-only memory, as of bytes from the network, torch cannot wrap.
+        features = torch.from_numpy(features_BD if features_BD.flags.writeable else features_BD.copy())
+        output_BC = probabilities(module, features.to(self._device))
+        return np.asarray(output_BC.cpu().numpy())
 
     async def adopt(
         self, uid: ExpertUid, classes: tuple[str, ...], architecture: Architecture, weights: bytes | None

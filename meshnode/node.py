@@ -5,6 +5,7 @@ the same: it answers its user, keeps trying its bootstrap addresses, and takes t
 """
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -84,6 +85,8 @@ class _Node:
             # Not wait_for: that of Python 3.11 loses a cancellation that comes together with the event.
             async with asyncio.timeout(FIRST_TRY_S):
                 await self.bootstrap.tried.wait()
+        # What is there by now stays: to look through all of torch for garbage now and then would hold up every answer.
+        gc.freeze()
         self.home.write_daemon_note(DaemonNote(os.getpid(), self.view.url))
         _tell_ready(self.view, self.telemetry.events, as_json=self.as_json)
         if mesh is None:
@@ -113,7 +116,7 @@ class _Node:
             self.telemetry,
         )
         averager = runtime.averager if config.average.enabled else None
-        self.handlers.attach(mesh, runtime.host if config.serve.enabled else None, averager)
+        self.handlers.attach(mesh, runtime.serving if config.serve.enabled else None, averager)
         await runtime.start()
         self.view.runtime = runtime
         if config.mqtt.enabled:
@@ -155,13 +158,13 @@ async def _start(stack: AsyncExitStack, home: Home, settings: Settings, device: 
     stack.enter_context(DaemonLock(home))
     key = load_or_create_identity(home)
     state = stack.enter_context(State(home))
-    compute = Compute(max_waiting=config.serve.queue)
+    compute = Compute(max_waiting=config.serve.queue, max_batch=config.serve.max_batch)
     stack.callback(compute.close)
     telemetry = Telemetry()
     transport = await _open_transport(home, config, telemetry)
     stack.push_async_callback(transport.aclose)
-    handlers = Handlers(state.blobs, config.node.name, transport.now_s, telemetry.instruments)
-    transport.serve(handlers)
+    handlers = Handlers(state.blobs, transport.peer_id, config.node.name, transport.now_s)
+    transport.serve(handlers, handlers.admit)
     bootstrap = Bootstrap(transport, config.net.join, telemetry)
     view = NodeView(settings, device, transport, bootstrap, compute, telemetry)
     bearer_key = api_key(home)

@@ -18,6 +18,7 @@ from meshnode.hosting import ExpertHost
 from meshnode.inference import RoutedInference
 from meshnode.logs import get_logger
 from meshnode.mesh import Mesh
+from meshnode.serving import Serving
 from meshnode.settings.config import NodeConfig
 from meshnode.state.state import State
 from meshnode.telemetry import Telemetry
@@ -111,6 +112,8 @@ class MeshRuntime:
             self.host,
             instruments=telemetry.instruments,
         )
+        routed = self.inference if config.serve.thin_clients else None
+        self.serving = Serving(mesh.spec.feature_dim, self.host, routed, compute, telemetry.instruments)
         self.trainer = Trainer(
             TrainerParts(
                 mesh=mesh,

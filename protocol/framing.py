@@ -1,34 +1,28 @@
-"""Frames: one message and its tensors, laid out so that a reader knows from 16 bytes how much follows.
+"""Frames: one message and its tensors, as a header that says everything and a body of raw bytes.
 
 ::
 
-    4 bytes   "MMF" and the version, 1
-    4 bytes   length of the header, unsigned big-endian
-    8 bytes   length of the body, unsigned big-endian
     header    MessagePack: {"message": ..., "tensors": [[name, dtype, shape], ...]}
-    body      the tensors' bytes, one after another
+    body      the tensors' bytes, one after another; how many follows from the header
+
+A receiver decodes the header first. What it announces can be refused before a byte of the body is waited for or
+allocated.
 """
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy.typing as npt
 
 from protocol import limits
 from protocol.codec import decode_as, encode
-from protocol.errors import FrameTooLarge, MalformedMessage
+from protocol.errors import FrameTooLarge
 from protocol.messages import Message
-from protocol.tensors import TensorHeaders, pack_tensors, unpack_tensors
+from protocol.tensors import TensorHeaders, announced_bytes, pack_tensors, unpack_tensors
 
-__all__ = ["PREFIX_BYTES", "Frame", "decode_frame", "decode_parts", "encode_frame", "frame_lengths"]
-
-_MAGIC: Final = b"MMF\x01"
-_PREFIX: Final = struct.Struct("!4sIQ")
-PREFIX_BYTES: Final = _PREFIX.size
-"""What a stream reader reads first: the argument of `frame_lengths`."""
+__all__ = ["Announced", "EncodedFrame", "Frame", "decode_body", "decode_header", "encode_frame"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,71 +33,62 @@ class Frame:
     tensors: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
-class _Header(msgspec.Struct, frozen=True):
+class Announced(msgspec.Struct, frozen=True):
+    """A frame of which only the header is here."""
+
     message: Message
     tensors: TensorHeaders
 
+    @property
+    def body_bytes(self) -> int:
+        """Bytes of the body that belongs to it."""
+        return sum(header.num_bytes for header in self.tensors)
 
-def encode_frame(frame: Frame) -> list[bytes | memoryview]:
-    """The frame as pieces to write one after another; tensors are views, not copies.
+
+class EncodedFrame(NamedTuple):
+    """A frame as bytes, the tensors still in their own memory."""
+
+    header: bytes
+    body: list[memoryview]
+    body_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Header and body."""
+        return len(self.header) + self.body_bytes
+
+
+def encode_frame(frame: Frame) -> EncodedFrame:
+    """The frame as bytes to write one after another; tensors are views, not copies.
 
     Raises:
         MalformedTensor: A tensor that cannot travel.
         FrameTooLarge: The header or the whole is beyond its limit.
     """
     tensor_headers, views = pack_tensors(frame.tensors)
-    header = encode(_Header(frame.message, tensor_headers))
-    body_bytes = sum(len(view) for view in views)
-    _check_lengths(len(header), body_bytes)
-    prefix = _PREFIX.pack(_MAGIC, len(header), body_bytes)
-    return [prefix + header, *views]
+    header = encode(Announced(frame.message, tensor_headers))
+    if len(header) > limits.MAX_MESSAGE_HEADER_BYTES:
+        raise FrameTooLarge(len(header), limits.MAX_MESSAGE_HEADER_BYTES)
+    return EncodedFrame(header, views, sum(len(view) for view in views))
 
 
-def frame_lengths(prefix: bytes | memoryview) -> tuple[int, int]:
-    """``(header_bytes, body_bytes)`` that follow this prefix of ``PREFIX_BYTES``.
-
-    Raises:
-        MalformedMessage: Not the start of a frame of this version.
-        FrameTooLarge: It announces more than the limits; the stream cannot be read on.
-    """
-    if len(prefix) != PREFIX_BYTES:
-        raise MalformedMessage(reason=f"a frame starts with {PREFIX_BYTES} bytes, not {len(prefix)}")
-    magic, header_bytes, body_bytes = _PREFIX.unpack(prefix)
-    if magic != _MAGIC:
-        raise MalformedMessage(reason="not a frame of this version")
-    _check_lengths(header_bytes, body_bytes)
-    return header_bytes, body_bytes
-
-
-def decode_parts(header: bytes | memoryview, body: bytes | memoryview) -> Frame:
-    """The frame whose header and body were read separately, which saves copying the body.
+def decode_header(header: bytes | memoryview) -> Announced:
+    """What this header announces; the body may be of any size within the limits.
 
     Raises:
-        MalformedMessage, MalformedTensor, FrameTooLarge: As for `decode_frame`.
+        MalformedMessage: No message.
+        MalformedTensor: Tensors that cannot be.
+        FrameTooLarge: The header, or the body it announces, is beyond its limit.
     """
-    decoded = decode_as(header, _Header, max_bytes=limits.MAX_MESSAGE_HEADER_BYTES)
-    return Frame(decoded.message, unpack_tensors(decoded.tensors, body))
+    announced = decode_as(header, Announced, max_bytes=limits.MAX_MESSAGE_HEADER_BYTES)
+    announced_bytes(announced.tensors)
+    return announced
 
 
-def decode_frame(data: bytes | memoryview) -> Frame:
-    """The frame that takes up all of ``data``; its tensors are read-only views of it where aligned.
+def decode_body(announced: Announced, body: bytes | bytearray | memoryview) -> Frame:
+    """The whole frame; its tensors are views of `body`, as writable as that is, where they are aligned.
 
     Raises:
-        MalformedMessage: Not a frame, or its lengths are not those of ``data``.
-        MalformedTensor: The tensor headers contradict the body.
-        FrameTooLarge: Beyond a limit.
+        MalformedTensor: The body is not what was announced.
     """
-    view = memoryview(data)
-    header_bytes, body_bytes = frame_lengths(view[:PREFIX_BYTES])
-    if len(view) != PREFIX_BYTES + header_bytes + body_bytes:
-        raise MalformedMessage(reason=f"{len(view)} bytes are not what the frame announces")
-    header_end = PREFIX_BYTES + header_bytes
-    return decode_parts(view[PREFIX_BYTES:header_end], view[header_end:])
-
-
-def _check_lengths(header_bytes: int, body_bytes: int) -> None:
-    if header_bytes > limits.MAX_MESSAGE_HEADER_BYTES:
-        raise FrameTooLarge(header_bytes, limits.MAX_MESSAGE_HEADER_BYTES)
-    total_bytes = PREFIX_BYTES + header_bytes + body_bytes
-    if total_bytes > limits.MAX_FRAME_BYTES:
-        raise FrameTooLarge(min(total_bytes, limits.MAX_COUNTER), limits.MAX_FRAME_BYTES)
+    return Frame(announced.message, unpack_tensors(announced.tensors, body))

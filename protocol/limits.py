@@ -9,9 +9,13 @@ from typing import Final
 
 __all__ = [
     "BLOB_CHUNK_BYTES",
+    "BODY_CHUNK_BYTES",
     "MAX_ADDRESS_CHARS",
     "MAX_ATTEMPTS_PER_ROUND",
     "MAX_BLOB_BYTES",
+    "MAX_BYTES_ASSEMBLED",
+    "MAX_CALLS_PER_REPLY",
+    "MAX_CHUNK_BYTES",
     "MAX_CLASSES_PER_EXPERT",
     "MAX_CLASSES_PER_TASK",
     "MAX_CLASS_NAME_CHARS",
@@ -22,27 +26,29 @@ __all__ = [
     "MAX_CONTRIBUTION_BYTES",
     "MAX_CONTRIBUTION_INDEX_BYTES",
     "MAX_COUNTER",
+    "MAX_ERROR_FIELDS",
     "MAX_ERROR_ITEMS",
     "MAX_ERROR_TEXT_CHARS",
+    "MAX_EXPERTS_PER_CALL",
     "MAX_EXPERTS_PER_RECORD",
     "MAX_FRAME_BYTES",
     "MAX_KIND_CHARS",
     "MAX_LINEAGE",
     "MAX_MESSAGE_HEADER_BYTES",
     "MAX_MOMENT_S",
-    "MAX_MSGPACK_DEPTH",
-    "MAX_MSGPACK_ITEMS",
     "MAX_NAME_CHARS",
     "MAX_PEERS_PER_BOOK",
     "MAX_PUBLIC_KEY_BYTES",
     "MAX_RECORD_BYTES",
     "MAX_RECORD_TTL_S",
+    "MAX_REQUESTS_PER_STREAM",
     "MAX_SIGNATURE_BYTES",
     "MAX_SPEC_BYTES",
     "MAX_SPEC_TEXT_CHARS",
     "MAX_TENSORS_PER_MESSAGE",
     "MAX_TENSOR_DIMS",
     "MAX_TENSOR_NAME_CHARS",
+    "MAX_WAIT_MS",
     "OUTCOME_GRACE_S",
 ]
 
@@ -98,10 +104,6 @@ MAX_SIGNATURE_BYTES: Final = 512
 """RSA-4096."""
 
 # --- messages and tensors ---
-MAX_MSGPACK_DEPTH: Final = 8
-"""Our deepest message nests five containers; nothing legitimate comes near the recursion of a bomb."""
-MAX_MSGPACK_ITEMS: Final = 4096
-"""Items in one array or map; the largest we send is a contribution index."""
 MAX_MESSAGE_HEADER_BYTES: Final = 64 * KIB
 """A message without its tensors: 256 class names or 1,024 rows of an error are below 32 KiB."""
 MAX_TENSORS_PER_MESSAGE: Final = 32
@@ -111,15 +113,33 @@ MAX_TENSOR_DIMS: Final = 6
 MAX_TENSOR_NAME_CHARS: Final = 64
 """Names such as "features"."""
 MAX_FRAME_BYTES: Final = 64 * MIB
-"""Header and body of one frame; 26,000 rows of 640 features. A reader may hold this much per stream."""
+"""Tensors of one frame; 26,000 rows of 640 features."""
+MAX_EXPERTS_PER_CALL: Final = 16
+"""Experts of one peer asked in one call; half of MAX_TENSORS_PER_MESSAGE, as each answers with a tensor."""
 BLOB_CHUNK_BYTES: Final = 1 * MIB
 """Above 1 MiB copies dominate a call (measured); below it the number of calls does."""
 MAX_BLOB_BYTES: Final = 256 * MIB
 """A trunk is at most some tens of MB; this bounds the disk a digest can make a peer fill."""
 MAX_ERROR_TEXT_CHARS: Final = 512
 """Longer error texts are cut when sent."""
+MAX_CALLS_PER_REPLY: Final = 256
+"""Questions that a node names which it has asked for a thin client; 256 of them take some 50 KiB."""
+MAX_ERROR_FIELDS: Final = 8
+"""Data of an error; the classes have three at most."""
 MAX_ERROR_ITEMS: Final = 1024
 """Longer lists in an error's data (rows, experts) are cut when sent."""
+
+# --- streams ---
+BODY_CHUNK_BYTES: Final = 64 * KIB
+"""Most of a body that is sent at a time: what a small message waits for behind a large one. 60 ms at 1 MB/s."""
+MAX_CHUNK_BYTES: Final = MAX_MESSAGE_HEADER_BYTES + BODY_CHUNK_BYTES + 8
+"""The largest chunk: a whole header and the first piece of its body."""
+MAX_REQUESTS_PER_STREAM: Final = 1024
+"""Requests under way on one stream; a caller with more waits, a callee refuses them as busy."""
+MAX_BYTES_ASSEMBLED: Final = 2 * MAX_FRAME_BYTES
+"""Bodies of one stream that are announced and not whole: two of the largest, or a thousand of 128 KiB."""
+MAX_WAIT_MS: Final = 2**32 - 1
+"""Milliseconds that a caller waits: what four bytes hold, some seven weeks."""
 
 # --- specs ---
 MAX_SPEC_BYTES: Final = 16 * KIB

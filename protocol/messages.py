@@ -6,7 +6,7 @@ A message is a request or its reply. Tensors are not in it: they follow it in th
 Shape legend: B batch, D feature, C class.
 """
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import msgspec
 
@@ -15,14 +15,18 @@ from protocol.codec import decode_as, encode
 from protocol.errors import FrameTooLarge, ModuleMeshError
 from protocol.wiretypes import (
     AttemptField,
+    ClassName,
     ClassNames,
     CounterField,
     DigestField,
+    ErrorData,
     ErrorText,
     ExpertUidField,
     MeshIdField,
     MomentField,
     Name,
+    PeerIdField,
+    SpanField,
 )
 
 __all__ = [
@@ -30,10 +34,14 @@ __all__ = [
     "BlobGet",
     "BlobPart",
     "ErrorReply",
+    "ExpertAnswer",
     "Forward",
     "ForwardReply",
     "Hello",
     "HelloReply",
+    "Infer",
+    "InferCall",
+    "InferReply",
     "Message",
     "Outcome",
     "RoundAttestation",
@@ -93,18 +101,58 @@ class BlobPart(msgspec.Struct, frozen=True, tag="blob_part"):
 
 
 class Forward(msgspec.Struct, frozen=True, tag="forward"):
-    """Asks an expert about the tensor ``features``, float32 (B, D)."""
+    """Asks experts of one peer about rows of the tensor ``features``, float32 (B, D).
 
-    expert: ExpertUidField
+    Each expert is asked about all of them; or, with the tensor ``rows``, int32 (R,), about those listed there: the
+    first ``num_rows[0]`` entries for the first expert, the next ``num_rows[1]`` for the second, and so on.
+    """
+
+    experts: Annotated[tuple[ExpertUidField, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_EXPERTS_PER_CALL)]
+    num_rows: Annotated[tuple[CounterField, ...], msgspec.Meta(max_length=limits.MAX_EXPERTS_PER_CALL)] = ()
+    """Empty without the tensor ``rows``."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.experts)) != len(self.experts):
+            raise ValueError("an expert is asked twice")
+        if self.num_rows and len(self.num_rows) != len(self.experts):
+            raise ValueError("num_rows must have a number for each expert, or none")
 
 
-class ForwardReply(msgspec.Struct, frozen=True, tag="forward_reply"):
-    """Brings the tensor ``probabilities``, float32 (B, C), its columns in the order of ``classes``."""
+class ExpertAnswer(msgspec.Struct, frozen=True, tag="expert_answer"):
+    """What an expert is that has answered: the columns of its tensor are in the order of ``classes``."""
 
-    expert: ExpertUidField
     generation: CounterField
     weights: DigestField
     classes: ClassNames
+
+
+class Infer(msgspec.Struct, frozen=True, tag="infer"):
+    """Asks a node to send the tensor ``images``, uint8 (B, H, W[, channels]), through its mesh for the caller."""
+
+    top_k: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_EXPERTS_PER_RECORD)] | None
+    """Experts asked per row; None takes the mesh's own setting."""
+
+
+class InferCall(msgspec.Struct, frozen=True, array_like=True):
+    """One expert asked at one peer on the way; ``error`` says why there was no answer."""
+
+    expert: ExpertUidField
+    peer_id: PeerIdField
+    peer_name: Name
+    num_rows: CounterField
+    elapsed_ms: SpanField
+    error: ErrorText | None
+
+
+class InferReply(msgspec.Struct, frozen=True, tag="infer_reply"):
+    """Brings the mesh's answer: the tensors ``outputs``, float32 (B, C), and ``missing_mass``, float32 (B,).
+
+    The columns of ``outputs`` are in the order of ``classes``. The rows and gate weights of ``calls`` stand one call
+    after another in the tensors ``rows``, int32 (R,), and ``gates``, float32 (R,).
+    """
+
+    classes: Annotated[tuple[ClassName, ...], msgspec.Meta(max_length=limits.MAX_CLASSES_PER_TASK)]
+    calls: Annotated[tuple[InferCall, ...], msgspec.Meta(max_length=limits.MAX_CALLS_PER_REPLY)]
 
 
 class RoundProposal(msgspec.Struct, frozen=True, tag="round_proposal"):
@@ -151,7 +199,18 @@ class ErrorReply(msgspec.Struct, frozen=True, tag="error"):
 
     code: ErrorText
     message: ErrorText
-    data: dict[str, Any]
+    data: ErrorData
+
+
+class ForwardReply(msgspec.Struct, frozen=True, tag="forward_reply"):
+    """Brings, in the order of the question, each expert's answer, or why it has none.
+
+    The tensor ``probabilities.N``, float32 (B, C), belongs to the answer number N, counted from 0.
+    """
+
+    answers: Annotated[
+        tuple[ExpertAnswer | ErrorReply, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_EXPERTS_PER_CALL)
+    ]
 
 
 Message = (
@@ -161,6 +220,8 @@ Message = (
     | BlobPart
     | Forward
     | ForwardReply
+    | Infer
+    | InferReply
     | RoundProposal
     | RoundAttestation
     | RoundOutcomeQuery

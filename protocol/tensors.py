@@ -7,7 +7,7 @@ Shape legend: B batch, D feature, C class. None of them is assumed here; callers
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -21,7 +21,9 @@ __all__ = [
     "Dtype",
     "TensorHeader",
     "TensorHeaders",
+    "announced_bytes",
     "pack_tensors",
+    "require_header",
     "require_tensor",
     "unpack_tensors",
 ]
@@ -40,6 +42,12 @@ _DTYPES: Final[dict[str, np.dtype[Any]]] = {
 }
 
 
+_NAMES: Final = {order: name for name, dtype in _DTYPES.items() for order in (dtype, dtype.newbyteorder())}
+"""Of arrays' types, in either byte order: what is known is swapped rather than refused."""
+
+_ITEM_BYTES: Final = {name: dtype.itemsize for name, dtype in _DTYPES.items()}
+
+
 class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
     """What the bytes of one tensor mean."""
 
@@ -53,7 +61,7 @@ class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
     @property
     def num_bytes(self) -> int:
         """Bytes of the tensor; Python's integers cannot overflow, whatever the dimensions."""
-        return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
 
 
 TensorHeaders = Annotated[tuple[TensorHeader, ...], msgspec.Meta(max_length=limits.MAX_TENSORS_PER_MESSAGE)]
@@ -84,32 +92,68 @@ def pack_tensors(
     return tuple(headers), views
 
 
-def unpack_tensors(headers: Iterable[TensorHeader], buffer: bytes | memoryview) -> dict[str, npt.NDArray[Any]]:
-    """The named tensors in ``buffer``, as read-only views of it (as copies where alignment needs it).
+def announced_bytes(headers: Sequence[TensorHeader]) -> int:
+    """Bytes of the tensors that these headers, as they were decoded, announce together.
 
     Raises:
-        MalformedTensor: Repeated names, sizes that do not add up to ``buffer``, a bool that is neither 0
-            nor 1, or a header beyond the limits.
-        FrameTooLarge: The headers claim more than ``MAX_FRAME_BYTES``.
+        MalformedTensor: A name is used twice.
+        FrameTooLarge: They claim more than ``MAX_FRAME_BYTES``.
     """
-    checked = tuple(headers)
-    _check_count(len(checked))
-    for header in checked:
-        _check_header(header)
-    if len({header.name for header in checked}) != len(checked):
-        raise MalformedTensor(", ".join(header.name for header in checked), "a name is used twice")
-    claimed_bytes = _check_total(checked)
-    view = memoryview(buffer).toreadonly().cast("B")
-    if claimed_bytes != len(view):
-        names = ", ".join(header.name for header in checked)
-        raise MalformedTensor(names, f"the headers claim {claimed_bytes} bytes, the body has {len(view)}")
+    if len({header.name for header in headers}) != len(headers):
+        raise MalformedTensor(", ".join(header.name for header in headers), "a name is used twice")
+    return _check_total(headers)
 
+
+def unpack_tensors(
+    headers: Sequence[TensorHeader], buffer: bytes | bytearray | memoryview
+) -> dict[str, npt.NDArray[Any]]:
+    """The named tensors in ``buffer``, as views of it (as copies where alignment needs it).
+
+    They can be written to where the buffer can: whoever gives it away gives them away.
+
+    Args:
+        headers: Of which `announced_bytes` is known.
+        buffer: Their bytes, one tensor's after another's.
+
+    Raises:
+        MalformedTensor: The sizes do not add up to ``buffer``, or a bool is neither 0 nor 1.
+    """
+    view = memoryview(buffer).cast("B")
     tensors: dict[str, npt.NDArray[Any]] = {}
     offset = 0
-    for header in checked:
-        tensors[header.name] = _array_of(header, view[offset : offset + header.num_bytes])
-        offset += header.num_bytes
+    for header in headers:
+        end = offset + header.num_bytes
+        if end > len(view):
+            raise MalformedTensor(header.name, f"it ends at byte {end}, the body has {len(view)}")
+        tensors[header.name] = _array_of(header, view[offset:end])
+        offset = end
+    if offset != len(view):
+        raise MalformedTensor("", f"the headers claim {offset} bytes, the body has {len(view)}")
     return tensors
+
+
+def require_header(
+    headers: Iterable[TensorHeader], name: str, *, dtype: Dtype, num_dims: Container[int]
+) -> TensorHeader:
+    """The header of the tensor ``name``, known to announce what the receiver needs before a byte of it is here.
+
+    Args:
+        headers: Of a message.
+        name: Which one is needed.
+        dtype: The element type it must have.
+        num_dims: How many dimensions it may have.
+
+    Raises:
+        MalformedTensor: It is absent or something else.
+    """
+    header = next((header for header in headers if header.name == name), None)
+    if header is None:
+        raise MalformedTensor(name, "missing")
+    if header.dtype != dtype:
+        raise MalformedTensor(name, f"expected {dtype}, got {header.dtype}")
+    if len(header.shape) not in num_dims:
+        raise MalformedTensor(name, f"got {len(header.shape)} dimensions")
+    return header
 
 
 def require_tensor(
@@ -149,15 +193,14 @@ def require_tensor(
 
 
 def _header_of(name: str, array: npt.NDArray[Any]) -> TensorHeader:
-    # By name, so that big-endian arrays of a known type are swapped rather than refused.
-    dtype: Any = array.dtype.name
+    dtype: Any = _NAMES.get(array.dtype) or array.dtype.name  # numpy takes its time for names
     header = TensorHeader(name, dtype, array.shape)
     _check_header(header)
     return header
 
 
 def _check_header(header: TensorHeader) -> None:
-    """The limits of the struct again, for headers that were built and not decoded."""
+    """The limits of the struct, for headers that were built and not decoded."""
     if header.dtype not in _DTYPES:
         raise MalformedTensor(header.name, f"{header.dtype} does not travel; one of {sorted(_DTYPES)} does")
     if not 1 <= len(header.name) <= limits.MAX_TENSOR_NAME_CHARS:
@@ -188,6 +231,4 @@ def _array_of(header: TensorHeader, view: memoryview) -> npt.NDArray[Any]:
     if array.flags.aligned:
         return array
     # Frames are not padded; vectorised code (torch's too) may assume alignment.
-    aligned = array.copy()
-    aligned.flags.writeable = False
-    return aligned
+    return array.copy()

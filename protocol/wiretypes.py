@@ -18,6 +18,7 @@ __all__ = [
     "CounterField",
     "Digest",
     "DigestField",
+    "ErrorData",
     "ErrorText",
     "ExpertConfig",
     "ExpertUid",
@@ -74,6 +75,14 @@ ExpertConfig = Annotated[
 """Settings of an architecture by name, flat: true or false, finite numbers, words."""
 
 ErrorText = Annotated[str, Meta(max_length=limits.MAX_ERROR_TEXT_CHARS)]
+
+_ErrorValue = None | bool | int | float | ErrorText
+
+ErrorData = Annotated[
+    dict[ErrorText, _ErrorValue | Annotated[tuple[_ErrorValue, ...], Meta(max_length=limits.MAX_ERROR_ITEMS)]],
+    Meta(max_length=limits.MAX_ERROR_FIELDS),
+]
+"""What an error is about, by name: plain values, and lists of them."""
 
 CounterField = Annotated[int, Meta(ge=0, le=limits.MAX_COUNTER)]
 """A generation, version, round number or byte count."""

@@ -30,6 +30,7 @@ from meshnode.home import Home
 from meshnode.hosting import ExpertHost, HostedExpert
 from meshnode.inference import RoutedInference
 from meshnode.mesh import MESH_SETTING, Mesh
+from meshnode.serving import Serving
 from meshnode.state.rows import Reached
 from meshnode.state.state import State
 from meshnode.transport.memory import MemoryNetwork, MemoryTransport
@@ -248,9 +249,10 @@ def _put_together(
         )
 
     averager = Averager(transport, directory, host, averager_config, apply=apply)
-    handlers = Handlers(state.blobs, name, transport.now_s)
-    handlers.attach(MESH, host, averager)
-    transport.serve(handlers)
+    inference = RoutedInference(MESH, lambda: contributions.view, directory, transport, compute, host)
+    handlers = Handlers(state.blobs, transport.peer_id, name, transport.now_s)
+    handlers.attach(MESH, Serving(MESH.spec.feature_dim, host, inference, compute), averager)
+    transport.serve(handlers, handlers.admit)
     return MemoryNode(
         name=name,
         key=key_of(name),
@@ -263,7 +265,7 @@ def _put_together(
         contributions=contributions,
         averager=averager,
         handlers=handlers,
-        inference=RoutedInference(MESH, lambda: contributions.view, directory, transport, compute, host),
+        inference=inference,
         advertiser=Advertiser(
             transport,
             key_of(name),

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 
 from protocol import errors, limits, messages
-from protocol.identifiers import digest_of, peer_id_of
+from protocol.identifiers import ExpertUid, digest_of, peer_id_of
 from protocol.messages import RoundId
 
 __all__ = ["DIGEST", "ERRORS", "MESSAGES", "PEER"]
@@ -16,21 +16,42 @@ class_names = st.lists(names, min_size=1, max_size=5, unique=True).map(lambda cl
 round_ids = st.builds(RoundId, digests, counters, st.integers(0, limits.MAX_ATTEMPTS_PER_ROUND - 1))
 outcomes = st.sampled_from(["aborted", "committed", "pending", "unknown"])
 blob_offsets = st.integers(0, limits.MAX_BLOB_BYTES)
-error_data = st.dictionaries(st.text(max_size=5), st.none() | st.integers(0, 9) | st.text(max_size=5), max_size=3)
+texts = st.text(max_size=9)
+spans = st.floats(-limits.MAX_MOMENT_S, limits.MAX_MOMENT_S)
+error_values = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | texts
+error_lists = st.lists(error_values, max_size=4).map(tuple)
+error_data = st.dictionaries(texts, error_values | error_lists, max_size=limits.MAX_ERROR_FIELDS)
+error_replies = st.builds(messages.ErrorReply, texts, texts, error_data)
+peers = st.binary(max_size=4).map(peer_id_of)
+
+
+def _forwards(experts: list[ExpertUid]) -> st.SearchStrategy[messages.Forward]:
+    num_rows = st.lists(counters, min_size=len(experts), max_size=len(experts))
+    return st.builds(messages.Forward, st.just(tuple(experts)), st.just(()) | num_rows.map(tuple))
+
+
+expert_lists = st.lists(digests, min_size=1, max_size=limits.MAX_EXPERTS_PER_CALL, unique=True)
+expert_answers = st.builds(messages.ExpertAnswer, counters, digests, class_names)
+answer_lists = st.lists(expert_answers | error_replies, min_size=1, max_size=limits.MAX_EXPERTS_PER_CALL)
+infer_calls = st.builds(messages.InferCall, digests, peers, names, counters, spans, st.none() | texts)
 
 MESSAGES = {
     messages.Hello: st.builds(messages.Hello, st.none() | digests),
     messages.HelloReply: st.builds(messages.HelloReply, st.none() | digests, st.none() | names, names, names, moments),
     messages.BlobGet: st.builds(messages.BlobGet, digests, blob_offsets, st.integers(1, limits.BLOB_CHUNK_BYTES)),
     messages.BlobPart: st.builds(messages.BlobPart, digests, blob_offsets, blob_offsets),
-    messages.Forward: st.builds(messages.Forward, digests),
-    messages.ForwardReply: st.builds(messages.ForwardReply, digests, counters, digests, class_names),
+    messages.Forward: expert_lists.flatmap(_forwards),
+    messages.ForwardReply: st.builds(messages.ForwardReply, answer_lists.map(tuple)),
+    messages.Infer: st.builds(messages.Infer, st.none() | st.integers(1, limits.MAX_EXPERTS_PER_RECORD)),
+    messages.InferReply: st.builds(
+        messages.InferReply, st.lists(names, max_size=5).map(tuple), st.lists(infer_calls, max_size=5).map(tuple)
+    ),
     messages.RoundProposal: st.builds(messages.RoundProposal, round_ids, digests, st.booleans(), st.booleans()),
     messages.RoundAttestation: st.builds(messages.RoundAttestation, round_ids, st.booleans()),
     messages.RoundOutcomeQuery: st.builds(messages.RoundOutcomeQuery, round_ids),
     messages.RoundOutcome: st.builds(messages.RoundOutcome, round_ids, outcomes),
     messages.Ack: st.just(messages.Ack()),
-    messages.ErrorReply: st.builds(messages.ErrorReply, st.text(max_size=9), st.text(max_size=9), error_data),
+    messages.ErrorReply: error_replies,
 }
 """Values of every message, within the bounds of its fields."""
 

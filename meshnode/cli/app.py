@@ -8,6 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
+from meshnode.cli.bench import bench
 from meshnode.cli.config import config
 from meshnode.cli.demo import demo
 from meshnode.cli.doctor import doctor
@@ -53,6 +54,7 @@ app.add_typer(experts, name="experts")
 app.add_typer(train, name="train")
 app.add_typer(teacher, name="teacher")
 app.command("infer")(infer)
+app.add_typer(bench, name="bench")
 app.add_typer(config, name="config")
 app.command("version")(version)
 

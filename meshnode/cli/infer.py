@@ -34,11 +34,24 @@ def infer(
     timeout: Annotated[
         float | None, typer.Option(min=0.01, max=3600, metavar="SECONDS", help="Longest wait for the answer.")
     ] = None,
+    via: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS", help="Ask the node at this address, no daemon of one's own; may be repeated."),
+    ] = None,
 ) -> None:
-    """Classify images with the experts of the mesh."""
+    """Classify images with the experts of the mesh.
+
+    The home's own daemon is asked, which sends features only. With --via the node there is sent the images themselves.
+    """
     from meshnode.cli.pictures import npy_of, read_images  # noqa: PLC0415  # numpy and Pillow are for this command only
 
     session = Session.of(context)
+    if via:
+        from meshnode.cli.thin import infer_via  # noqa: PLC0415  # torch and hivemind are for this option only
+
+        document = infer_via(via, read_images(source), top_k=top_k, timeout_s=timeout)
+        session.output.result(document, _answer(document, explain=explain))
+        return
     client = session.client()
     query = {"top_k": top_k, "timeout_s": timeout}
     document = client.post_npy(

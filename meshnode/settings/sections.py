@@ -329,6 +329,11 @@ class ServeSection(_Section):
     peer knows of them."""
     queue: int = Field(default=256, ge=1, le=100_000)
     """Requests that may wait for the processor; those beyond are told to come back later."""
+    max_batch: int = Field(default=1024, ge=1, le=1_000_000)
+    """Rows of waiting requests that one expert computes at once. A single request may have more."""
+    thin_clients: bool = True
+    """Send whole images through the mesh for clients that have neither its trunk nor its router. Without it only
+    features are taken, by the experts hosted here."""
     timeout_s: Seconds = Field(default=5.0, alias="timeout")
     """Deadline of one routed answer, unless its caller names another."""
 

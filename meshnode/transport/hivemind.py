@@ -9,6 +9,7 @@ import errno
 import hashlib
 import logging
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,24 +29,26 @@ from meshnode.errors import ConfigInvalid, NodeError, PortInUse
 from meshnode.telemetry.instruments import Instruments
 from meshnode.transport.allreduce import AllReduce
 from meshnode.transport.guard import SignedRecordsOnly
-from meshnode.transport.interface import FrameHandler, Reduced, ReduceGroup, Traffic
-from meshnode.transport.streams import StreamPool, read_frame, write_frame
+from meshnode.transport.interface import Admission, FrameHandler, Reduced, ReduceGroup, Traffic, admit_all
+from meshnode.transport.links import CALLER_GONE_S, CalleeLink, CallerLink
+from meshnode.transport.pool import LinkPool
 from protocol.addresses import parse_address
-from protocol.errors import (
-    CallTimeout,
-    ModuleMeshError,
-    NotReady,
-    PeerUnreachable,
-    RefusedInput,
-    error_from_wire,
-)
-from protocol.framing import Frame
+from protocol.errors import CallTimeout, NotReady, PeerUnreachable, error_from_wire
+from protocol.framing import Announced, Frame
 from protocol.identifiers import PeerId
-from protocol.messages import ErrorReply, error_reply
+from protocol.messages import ErrorReply
 
 __all__ = ["HivemindConfig", "HivemindTransport", "TransportFailed"]
 
-STREAM_PROTOCOL = "/modulemesh/1"
+STREAM_PROTOCOLS = ("/modulemesh/2",)
+"""Versions of the stream protocol that this program speaks, the best first: libp2p takes the first that both do."""
+
+FIRST_READ_BYTES = 2**20
+"""More than hivemind's reader ever holds: the first read takes all that came before the stream was ours."""
+
+TICK_S = 1.0
+"""How often links are looked after."""
+
 DHT_TIMEOUT_S = 1.0
 """A silent peer costs a look-up this long; hivemind's own 3 s make a look-up among the dead take minutes."""
 
@@ -92,13 +95,14 @@ class HivemindTransport:
         self._peer_id = PeerId(p2p.peer_id.to_base58())
         self._traffic = Traffic()
         self._instruments = instruments
-        self._streams = StreamPool(self._open_stream, self._traffic)
+        self._links = LinkPool(self._open_link)
         self._reductions = AllReduce(p2p)
         self._handler: FrameHandler = _not_ready
+        self._admission: Admission = admit_all
         self._dial_failures: dict[PeerId, str] = {}
         """Why the last attempt to dial failed, for each peer that `connect` was asked for."""
-        self._serving: set[asyncio.Task[Any]] = set()
-        self._answering: set[asyncio.Task[None]] = set()
+        self._serving: set[CalleeLink] = set()
+        self._ticking: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(cls, config: HivemindConfig, instruments: Instruments | None = None) -> "HivemindTransport":
@@ -148,8 +152,10 @@ class HivemindTransport:
         return transport
 
     async def _start(self) -> None:
-        await self._p2p.add_binary_stream_handler(STREAM_PROTOCOL, self._serve_stream)
+        for protocol in STREAM_PROTOCOLS:
+            await self._p2p.add_binary_stream_handler(protocol, self._serve_stream)
         await self._reductions.start()
+        self._ticking = asyncio.create_task(self._tick(), name="links")
 
     @property
     def peer_id(self) -> PeerId:
@@ -166,8 +172,8 @@ class HivemindTransport:
     def now_s(self) -> float:
         return float(get_dht_time())
 
-    def serve(self, handler: FrameHandler) -> None:
-        self._handler = handler
+    def serve(self, handler: FrameHandler, admit: Admission = admit_all) -> None:
+        self._handler, self._admission = handler, admit
 
     async def connect(self, address: str) -> PeerId:
         peer = parse_address(address)
@@ -202,8 +208,7 @@ class HivemindTransport:
 
     async def call(self, peer_id: PeerId, request: Frame, *, timeout_s: float) -> Frame:
         try:
-            async with asyncio.timeout(timeout_s):
-                reply = await self._streams.exchange(peer_id, request)
+            reply = await self._links.call(peer_id, request, timeout_s=timeout_s)
         except TimeoutError as exc:
             raise CallTimeout(peer_id, type(request.message).__name__, timeout_s) from exc
         except (OSError, asyncio.IncompleteReadError) as exc:
@@ -213,42 +218,46 @@ class HivemindTransport:
             raise error_from_wire(error.code, error.message, error.data, peer_id=peer_id)
         return reply
 
-    async def _open_stream(self, peer_id: PeerId) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _open_link(self, peer_id: PeerId) -> CallerLink:
         try:
-            _, reader, writer = await self._p2p.call_binary_stream_handler(PeerID.from_base58(peer_id), STREAM_PROTOCOL)
+            # The call of P2P itself offers one protocol only.
+            _, *stream = await self._p2p._client.stream_open(PeerID.from_base58(peer_id), STREAM_PROTOCOLS)
         except P2PDaemonError as exc:
             raise ConnectionError(_short(exc)) from exc
-        return reader, writer
+        link = CallerLink(peer_id, self._traffic)
+        link.attach(tuple(stream))  # the callee speaks only when it is spoken to, so nothing has come yet
+        return link
 
     async def _serve_stream(self, info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one peer's requests, in turn, until it closes the stream."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._serving.add(task)
-        sender = PeerId(info.peer_id.to_base58())
+        """Answer one peer's requests until it closes the stream."""
         try:
-            while True:
-                request = await read_frame(reader, self._traffic)
-                # A task of its own, so that a stop can tell a request under way from a stream that lies idle.
-                work = asyncio.create_task(self._answer(sender, request, writer), name="answer")
-                self._answering.add(work)
-                work.add_done_callback(self._answering.discard)
-                await work
-        except RefusedInput as refusal:
-            with suppress(OSError):
-                await write_frame(writer, Frame(error_reply(refusal)), self._traffic)
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # the peer has gone
-        finally:
-            self._serving.discard(task)
+            async with asyncio.timeout(CALLER_GONE_S):
+                received = await reader.read(FIRST_READ_BYTES)
+        except (TimeoutError, OSError):
             writer.close()
-
-    async def _answer(self, sender: PeerId, request: Frame, writer: asyncio.StreamWriter) -> None:
+            return
+        link = CalleeLink(PeerId(info.peer_id.to_base58()), self._answer, self._admit, self._traffic)
+        self._serving.add(link)
+        link.attach((reader, writer), received)
         try:
-            reply = await self._handler(sender, request)
-        except ModuleMeshError as error:
-            reply = Frame(error_reply(error))
-        await write_frame(writer, reply, self._traffic)
+            await link.closed
+        finally:
+            self._serving.discard(link)
+            link.close()
+
+    async def _answer(self, sender: PeerId, request: Frame) -> Frame:
+        return await self._handler(sender, request)
+
+    def _admit(self, sender: PeerId, announced: Announced, wait_s: float) -> None:
+        self._admission(sender, announced, wait_s)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_s = time.monotonic()
+            self._links.tick(now_s)
+            for link in tuple(self._serving):
+                link.tick(now_s)
 
     async def publish(self, key: str, subkey: str, value: bytes, *, expires_at: float) -> bool:
         with self._instruments.dht_requests.labels("store").time():
@@ -278,12 +287,14 @@ class HivemindTransport:
         return f"p2pd ended by itself (exit status {status})"
 
     async def aclose(self) -> None:
-        if self._answering:
-            await asyncio.wait(self._answering, timeout=DRAIN_S)
-        self._streams.close()
-        for task in list(self._serving):
-            task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        if under_way := {task for link in self._serving for task in link.answering}:
+            await asyncio.wait(under_way, timeout=DRAIN_S)
+            await asyncio.sleep(0)  # the last answers are handed to the socket before it is closed
+        if self._ticking is not None:
+            self._ticking.cancel()
+        self._links.close()
+        for link in tuple(self._serving):
+            link.close()
         # Without p2pd the DHT's goodbye would wait for ever.
         if self._p2p._child.returncode is None:
             with suppress(P2PDaemonError, OSError, TimeoutError):

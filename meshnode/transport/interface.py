@@ -13,13 +13,15 @@ from typing import Protocol
 
 import numpy as np
 
-from protocol.framing import Frame
+from protocol.framing import Announced, Frame
 from protocol.identifiers import PeerId
 from protocol.messages import (
     BlobGet,
     BlobPart,
     Forward,
     ForwardReply,
+    Infer,
+    InferReply,
     Message,
     RoundAttestation,
     RoundOutcome,
@@ -27,10 +29,14 @@ from protocol.messages import (
     RoundProposal,
 )
 
-__all__ = ["FrameHandler", "ReduceGroup", "Reduced", "Traffic", "Transport", "kind_of"]
+__all__ = ["Admission", "FrameHandler", "ReduceGroup", "Reduced", "Traffic", "Transport", "admit_all", "kind_of"]
 
 FrameHandler = Callable[[PeerId, Frame], Awaitable[Frame]]
 """Answers one request. The peer id comes from the encrypted session, so it can be believed."""
+
+Admission = Callable[[PeerId, Announced, float], None]
+"""Refuses a request of which only the header is here, by raising a named error; the number is how many seconds its
+caller waits. It must neither wait nor take long."""
 
 
 @dataclass(slots=True)
@@ -78,7 +84,7 @@ class Reduced:
 def kind_of(message: Message) -> str:
     """The kind of traffic a message belongs to."""
     match message:
-        case Forward() | ForwardReply():
+        case Forward() | ForwardReply() | Infer() | InferReply():
             return "inference"
         case BlobGet() | BlobPart():
             return "blobs"
@@ -86,6 +92,10 @@ def kind_of(message: Message) -> str:
             return "averaging"
         case _:
             return "control"
+
+
+def admit_all(sender: PeerId, announced: Announced, wait_s: float) -> None:
+    """Refuse nothing."""
 
 
 class Transport(Protocol):
@@ -106,8 +116,8 @@ class Transport(Protocol):
         """Seconds since the epoch by the DHT's clock."""
         ...
 
-    def serve(self, handler: FrameHandler) -> None:
-        """Answer every incoming request with `handler`; a named error it raises goes back as an error reply."""
+    def serve(self, handler: FrameHandler, admit: Admission = admit_all) -> None:
+        """Answer every request that `admit` lets in with `handler`; named errors of either go back as error replies."""
         ...
 
     async def connect(self, address: str) -> PeerId:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from meshnode.transport.interface import FrameHandler, Reduced, ReduceGroup, Traffic, kind_of
+from meshnode.transport.interface import Admission, FrameHandler, Reduced, ReduceGroup, Traffic, admit_all, kind_of
 from protocol.addresses import parse_address
 from protocol.errors import CallTimeout, ModuleMeshError, NotReady, PeerUnreachable, error_from_wire
-from protocol.framing import Frame, decode_frame, encode_frame
+from protocol.framing import EncodedFrame, Frame, decode_body, decode_header, encode_frame
 from protocol.identifiers import PeerId
 from protocol.messages import ErrorReply, error_reply
 
@@ -65,7 +65,7 @@ class MemoryNetwork:
         together = not self._islands or any(a in island and b in island for island in self._islands)
         return together and a in self._nodes and b in self._nodes
 
-    async def _deliver(self, sender: PeerId, receiver: PeerId, frame: bytes) -> bytes:
+    async def _deliver(self, sender: PeerId, receiver: PeerId, frame: EncodedFrame, *, wait_s: float) -> EncodedFrame:
         if not self._reachable(sender, receiver):
             raise PeerUnreachable(receiver)
         await asyncio.sleep(self.delay_s)
@@ -73,7 +73,7 @@ class MemoryNetwork:
             await asyncio.Event().wait()  # lost: nobody will ever answer
         if not self._reachable(sender, receiver):
             raise PeerUnreachable(receiver)
-        reply = await self._nodes[receiver]._answer(sender, frame)
+        reply = await self._nodes[receiver]._answer(sender, frame, wait_s=wait_s)
         await asyncio.sleep(self.delay_s)
         if not self._reachable(sender, receiver):
             raise PeerUnreachable(receiver)
@@ -109,6 +109,7 @@ class MemoryTransport:
         self._peer_id = peer_id
         self._traffic = Traffic()
         self._handler: FrameHandler = _nobody_home
+        self._admit: Admission = admit_all
 
     @property
     def peer_id(self) -> PeerId:
@@ -125,8 +126,8 @@ class MemoryTransport:
     def now_s(self) -> float:
         return self._network.now_s
 
-    def serve(self, handler: FrameHandler) -> None:
-        self._handler = handler
+    def serve(self, handler: FrameHandler, admit: Admission = admit_all) -> None:
+        self._handler, self._admit = handler, admit
 
     async def connect(self, address: str) -> PeerId:
         peer_id = parse_address(address).peer_id
@@ -142,29 +143,34 @@ class MemoryTransport:
         return self._network._reachable(self._peer_id, peer_id)
 
     async def call(self, peer_id: PeerId, request: Frame, *, timeout_s: float) -> Frame:
-        data = b"".join(encode_frame(request))
-        self._traffic.sent[kind_of(request.message)] += len(data)
+        encoded = encode_frame(request)
+        kind = kind_of(request.message)
+        self._traffic.sent[kind] += encoded.num_bytes
         try:
             async with asyncio.timeout(timeout_s):
-                reply = await self._network._deliver(self._peer_id, peer_id, data)
+                reply = await self._network._deliver(self._peer_id, peer_id, encoded, wait_s=timeout_s)
         except TimeoutError as exc:
             raise CallTimeout(peer_id, type(request.message).__name__, timeout_s) from exc
-        frame = decode_frame(reply)
-        self._traffic.received[kind_of(frame.message)] += len(reply)
+        frame = decode_body(decode_header(reply.header), bytearray().join(reply.body))
+        self._traffic.received[kind] += reply.num_bytes
         if isinstance(frame.message, ErrorReply):
             error = frame.message
             raise error_from_wire(error.code, error.message, error.data, peer_id=peer_id)
         return frame
 
-    async def _answer(self, sender: PeerId, data: bytes) -> bytes:
-        request = decode_frame(data)
-        self._traffic.received[kind_of(request.message)] += len(data)
+    async def _answer(self, sender: PeerId, data: EncodedFrame, *, wait_s: float) -> EncodedFrame:
+        kind = "control"
         try:
+            announced = decode_header(data.header)
+            kind = kind_of(announced.message)
+            self._admit(sender, announced, wait_s)
+            request = decode_body(announced, bytearray().join(data.body))
+            self._traffic.received[kind] += data.num_bytes
             reply = await self._handler(sender, request)
         except ModuleMeshError as error:
             reply = Frame(error_reply(error))
-        encoded = b"".join(encode_frame(reply))
-        self._traffic.sent[kind_of(reply.message)] += len(encoded)
+        encoded = encode_frame(reply)
+        self._traffic.sent[kind] += encoded.num_bytes
         return encoded
 
     async def publish(self, key: str, subkey: str, value: bytes, *, expires_at: float) -> bool:

@@ -23,7 +23,7 @@ from experts.router.ridge import solve_ridge
 from experts.router.statistics import ClassStatistics, sum_contributions
 from experts.trunk.base import features_of
 from experts.trunk.codec import trunk_from_bytes
-from meshnode import MeshClient
+from meshnode import MeshClient, ThinClient
 from meshnode.gauges import documented_metrics
 from meshnode.runtime import router_config
 from meshnode.state.blobs import BlobStore
@@ -207,6 +207,33 @@ async def test_routed_inference_equals_the_same_computation_done_locally(
     np.testing.assert_allclose(np.array(document["outputs"]), local.outputs_BC.numpy(), rtol=0, atol=1e-5)
     assert len({hop["peer"] for hop in document["route"]}) >= 2
     assert all(hop["ok"] for hop in document["route"])
+
+
+async def test_a_thin_client_sends_images_and_gets_what_the_node_itself_would_answer(mesh: RunningMesh) -> None:
+    images = digits_test(CLASSES, 30).images
+    asked = mesh.nodes["ben"]
+    async with await ThinClient.join([asked.address]) as client:
+        prediction = await client.predict(images, top_k=3)
+        sent = dict(client.traffic.sent)
+    document = asked.infer(images, top_k=3)
+    np.testing.assert_allclose(prediction.outputs_BC, document["outputs"], rtol=0, atol=1e-5)
+    assert list(prediction.classes) == document["classes"]
+    # Its own experts go by its name, others by those of their nodes.
+    assert {call.peer_name for call in prediction.calls} >= {"ben"}
+    assert {call.peer_id for call in prediction.calls} <= {node.peer_id for node in mesh.nodes.values()}
+    # Nothing but the images went out: no blob of a trunk or of statistics was asked for.
+    assert images.nbytes < sent.pop("inference") < images.nbytes + 200
+    assert not sent
+
+
+def test_the_command_line_asks_a_node_of_a_mesh_without_one_of_its_own(mesh: RunningMesh, tmp_path: Path) -> None:
+    test = digits_test(CLASSES, 10)
+    np.save(tmp_path / "images.npy", test.images)
+    via = ("--via", mesh.nodes["cho"].address)
+    ended = meshnode("--home", tmp_path / "none", "--json", "infer", "--input", tmp_path / "images.npy", *via)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.document["predictions"] == mesh.nodes["cho"].infer(test.images)["predictions"]
+    assert not (tmp_path / "none").exists()
 
 
 async def test_replicas_are_their_mean_and_the_merged_router_is_the_central_one(

@@ -32,12 +32,12 @@ def serving(handler: FrameHandler) -> MemoryTransport:
 async def test_a_blob_of_any_size_arrives_whole(tmp_path: Path, data: bytes) -> None:
     store = BlobStore(tmp_path)
     digest = store.put(data)
-    transport = serving(Handlers(store, "a", lambda: 0.0))
+    transport = serving(Handlers(store, A, "a", lambda: 0.0))
     assert await fetch_blob(transport, A, digest, timeout_s=5) == data
 
 
 async def test_a_peer_without_the_blob_says_so(tmp_path: Path) -> None:
-    transport = serving(Handlers(BlobStore(tmp_path), "a", lambda: 0.0))
+    transport = serving(Handlers(BlobStore(tmp_path), A, "a", lambda: 0.0))
     with pytest.raises(UnknownBlob):
         await fetch_blob(transport, A, digest_of(b"x"), timeout_s=5)
 
@@ -46,7 +46,7 @@ async def test_other_bytes_than_the_digest_names_are_refused(tmp_path: Path) -> 
     store = BlobStore(tmp_path)
     digest = store.put(b"right")
     (tmp_path / digest).write_bytes(b"wrong")
-    transport = serving(Handlers(store, "a", lambda: 0.0))
+    transport = serving(Handlers(store, A, "a", lambda: 0.0))
     with pytest.raises(BlobCorrupt) as caught:
         await fetch_blob(transport, A, digest, timeout_s=5)
     assert caught.value.digest == digest
@@ -96,8 +96,8 @@ async def test_the_next_peer_is_asked_when_one_is_gone_lies_or_lacks_it(tmp_path
     network = memory_network()
     transport = network.join(ME)
     network.join(A).serve(liar(LIES["floats"]))
-    network.join(B).serve(Handlers(empty, "b", lambda: 0.0))
-    network.join(C).serve(Handlers(full, "c", lambda: 0.0))
+    network.join(B).serve(Handlers(empty, B, "b", lambda: 0.0))
+    network.join(C).serve(Handlers(full, C, "c", lambda: 0.0))
     odd = network.join(key_of("d").peer_id)
     odd.serve(refuse_oddly)
     peers = [key_of("gone").peer_id, A, odd.peer_id, B, C]

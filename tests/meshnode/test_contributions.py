@@ -77,7 +77,7 @@ async def relayed(node: MemoryNode, folder: Path, sealed: Sequence[bytes], stati
     for data in statistics:
         store.put(data)
     index = store.put(encode_contribution_index(list(sealed)))
-    node.network.join(key.peer_id).serve(Handlers(store, "relay", lambda: 0.0))
+    node.network.join(key.peer_id).serve(Handlers(store, key.peer_id, "relay", lambda: 0.0))
     node.network.now_s += 0.01
     now_s = node.network.now_s
     record = PeerRecord(MESH.mesh_id, key.peer_id, "relay", now_s, now_s + 60, False, (), index)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from mesh_in_memory import MESH, form, key_of, memory_network
 
-from meshnode.directory import FAILURE_MEMORY_S, Directory
+from meshnode.directory import Directory
 from meshnode.telemetry import Telemetry
 from meshnode.transport.memory import MemoryNetwork
 from protocol.codec import encode
@@ -163,19 +163,6 @@ async def test_a_record_handed_over_directly_is_checked_like_any_other() -> None
         directory.take(seal_record(record(A, network), A), B.peer_id)
     assert caught.value.reason is RecordRefusal.WRONG_OWNER
     assert directory.records() == ()
-
-
-async def test_a_failure_is_remembered_until_a_success_or_for_a_while() -> None:
-    network = memory_network()
-    directory = directory_on(network)
-    assert not directory.recently_failed(A.peer_id)
-    directory.note_failure(A.peer_id)
-    directory.note_failure(B.peer_id)
-    directory.note_success(B.peer_id)
-    assert directory.recently_failed(A.peer_id)
-    assert not directory.recently_failed(B.peer_id)
-    network.now_s += FAILURE_MEMORY_S
-    assert not directory.recently_failed(A.peer_id)
 
 
 async def test_the_service_looks_at_once_and_again_after_each_interval() -> None:

@@ -15,10 +15,9 @@ from protocol.errors import (
     MeshMismatch,
     NotReady,
     UnknownBlob,
-    UnknownExpert,
     UnknownMethod,
 )
-from protocol.framing import Frame
+from protocol.framing import Announced, Frame, decode_header, encode_frame
 from protocol.identifiers import ExpertUid, MeshId, digest_of
 from protocol.messages import (
     Ack,
@@ -39,10 +38,15 @@ PEER = key_of("peer").peer_id
 UID = ExpertUid(digest_of(b"expert"))
 DIM = MESH.spec.feature_dim
 FEATURES = np.zeros((2, DIM), np.float32)
+QUESTION = Frame(Forward(experts=(UID,)), {"features": FEATURES})
+
+
+def announced(frame: Frame) -> Announced:
+    return decode_header(encode_frame(frame).header)
 
 
 def meshless(tmp_path: Path) -> Handlers:
-    return Handlers(BlobStore(tmp_path), "alone", lambda: 12.5)
+    return Handlers(BlobStore(tmp_path), key_of("alone").peer_id, "alone", lambda: 12.5)
 
 
 async def test_a_node_without_a_mesh_greets_and_says_what_it_cannot_do_yet(tmp_path: Path) -> None:
@@ -52,7 +56,9 @@ async def test_a_node_without_a_mesh_greets_and_says_what_it_cannot_do_yet(tmp_p
         assert isinstance(reply, HelloReply)
         assert (reply.mesh_id, reply.mesh_name, reply.peer_name, reply.now_s) == (None, None, "alone", 12.5)
     with pytest.raises(NotReady):
-        await handlers(PEER, Frame(Forward(expert=UID), {"features": FEATURES}))
+        await handlers(PEER, QUESTION)
+    with pytest.raises(NotReady):
+        handlers.admit(PEER, announced(QUESTION), 5.0)
     with pytest.raises(NotReady):
         await handlers(PEER, Frame(RoundOutcomeQuery(round=RoundId(UID, 1, 0))))
 
@@ -64,7 +70,7 @@ async def test_what_the_settings_switch_off_is_not_answered(tmp_path: Path) -> N
     assert isinstance(reply, HelloReply)
     assert (reply.mesh_id, reply.mesh_name) == (MESH.mesh_id, "digits")
     with pytest.raises(NotReady):
-        await handlers(PEER, Frame(Forward(expert=UID), {"features": FEATURES}))
+        handlers.admit(PEER, announced(QUESTION), 5.0)
 
 
 async def test_a_peer_of_another_mesh_is_told_which_one_this_is(tmp_path: Path) -> None:
@@ -83,10 +89,16 @@ async def test_what_is_no_request_is_refused(tmp_path: Path, message: Message) -
     assert caught.value.method == type(message).__name__
 
 
+async def test_tensors_that_nobody_asks_for_are_refused_before_they_come(tmp_path: Path) -> None:
+    with pytest.raises(MalformedTensor):
+        meshless(tmp_path).admit(PEER, announced(Frame(Hello(mesh_id=None), {"features": FEATURES})), 5.0)
+    meshless(tmp_path).admit(PEER, announced(Frame(Hello(mesh_id=None))), 5.0)
+
+
 async def test_a_part_of_a_blob_is_what_was_asked_for_and_no_more(tmp_path: Path) -> None:
     store = BlobStore(tmp_path)
     digest = store.put(bytes(range(100)))
-    handlers = Handlers(store, "a", lambda: 0.0)
+    handlers = Handlers(store, key_of("a").peer_id, "a", lambda: 0.0)
     for offset, length, expected in ((0, 10, range(10)), (95, 10, range(95, 100)), (100, 10, range(0))):
         reply = await handlers(PEER, Frame(BlobGet(digest=digest, offset=offset, length=length)))
         assert reply.message == BlobPart(digest=digest, offset=offset, total_bytes=100)
@@ -95,49 +107,16 @@ async def test_a_part_of_a_blob_is_what_was_asked_for_and_no_more(tmp_path: Path
         await handlers(PEER, Frame(BlobGet(digest=digest_of(b"absent"), offset=0, length=1)))
 
 
-async def test_a_forward_is_answered_by_the_expert_with_its_generation(tmp_path: Path) -> None:
-    async with memory_node(memory_network(), "a", tmp_path) as a:
-        expert = await a.spawn("0", "1")
-        features = np.random.default_rng(1).normal(size=(5, DIM)).astype(np.float32)
-        reply = await a.handlers(PEER, Frame(Forward(expert=expert.uid), {"features": features}))
-        assert reply.message == ForwardReply(
-            expert=expert.uid, generation=1, weights=expert.weights, classes=("0", "1")
-        )
-        expected = await a.host.answer(expert.uid, features)
-        assert np.array_equal(reply.tensors["probabilities"], expected.probabilities)
-        assert np.allclose(reply.tensors["probabilities"].sum(axis=1), 1.0)
-        with pytest.raises(UnknownExpert):
-            await a.handlers(PEER, Frame(Forward(expert=UID), {"features": features}))
-
-
-@pytest.mark.parametrize(
-    "tensors",
-    [
-        {},
-        {"images": FEATURES},
-        {"features": FEATURES.astype(np.float64)},
-        {"features": FEATURES[0]},
-        {"features": FEATURES[:, 1:]},
-        {"features": np.full_like(FEATURES, np.nan)},
-        {"features": np.full_like(FEATURES, np.inf)},
-    ],
-    ids=["none", "other name", "other type", "no batch", "other width", "nan", "infinite"],
-)
-async def test_features_that_no_expert_can_read_are_refused(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
-    async with memory_node(memory_network(), "a", tmp_path) as a:
-        uid = (await a.spawn("0", "1")).uid
-        with pytest.raises(MalformedTensor):
-            await a.handlers(PEER, Frame(Forward(expert=uid), tensors))
-
-
 async def test_a_draining_node_takes_no_new_work_and_still_gives_what_it_has(tmp_path: Path) -> None:
     async with memory_node(memory_network(), "a", tmp_path) as a:
         uid = (await a.spawn("0", "1")).uid
-        under_way = asyncio.create_task(a.handlers(PEER, Frame(Forward(expert=uid), {"features": FEATURES})))
-        await asyncio.sleep(0)
+        question = Frame(Forward(experts=(uid,)), {"features": FEATURES})
+        a.handlers.admit(PEER, announced(question), 5.0)
         a.handlers.drain()
         with pytest.raises(Draining):
-            await a.handlers(PEER, Frame(Forward(expert=uid), {"features": FEATURES}))
+            a.handlers.admit(PEER, announced(question), 5.0)
+        # What was let in before is answered.
+        under_way = asyncio.create_task(a.handlers(PEER, question))
         assert isinstance((await under_way).message, ForwardReply)
         assert isinstance((await a.handlers(PEER, Frame(Hello(mesh_id=None)))).message, HelloReply)
         digest = digest_of(mesh_blobs()[0])

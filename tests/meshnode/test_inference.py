@@ -26,10 +26,10 @@ from experts.trunk.base import features_of
 from meshnode.hosting import HostedExpert
 from meshnode.inference import RoutedInference
 from meshnode.transport.interface import FrameHandler
-from protocol.errors import MalformedTensor, NoRoute, NotReady, RowsUnanswered
-from protocol.framing import Frame
-from protocol.identifiers import PeerId
-from protocol.messages import Ack, Forward, ForwardReply
+from protocol.errors import Busy, MalformedTensor, NoRoute, NotReady, RowsUnanswered
+from protocol.framing import Announced, Frame
+from protocol.identifiers import Digest, PeerId
+from protocol.messages import Ack, ExpertAnswer, Forward, ForwardReply, error_reply
 
 IMAGES = digits("0", "1", "2", "3", test=True).images[:24]
 
@@ -148,10 +148,25 @@ async def mistake(sender: PeerId, request: Frame) -> Frame:
 def answering(probabilities_BC: np.ndarray, classes: tuple[str, ...] = FIRST) -> FrameHandler:
     async def answer(sender: PeerId, request: Frame) -> Frame:
         assert isinstance(request.message, Forward)
-        reply = ForwardReply(expert=request.message.expert, generation=1, weights="0" * 64, classes=classes)
-        return Frame(reply, {"probabilities": probabilities_BC})
+        answer = ExpertAnswer(generation=1, weights=Digest("0" * 64), classes=classes)
+        return Frame(ForwardReply(answers=(answer,)), {"probabilities.0": probabilities_BC})
 
     return answer
+
+
+async def without_a_tensor(sender: PeerId, request: Frame) -> Frame:
+    reply = await answering(np.zeros((1, 2), np.float32))(sender, request)
+    return Frame(reply.message)
+
+
+async def answer_with_an_error(sender: PeerId, request: Frame) -> Frame:
+    return Frame(ForwardReply(answers=(error_reply(NotReady("not today")),)))
+
+
+async def answer_twice(sender: PeerId, request: Frame) -> Frame:
+    reply = await answering(np.full((NUM_ROWS, 2), 0.5, np.float32))(sender, request)
+    assert isinstance(reply.message, ForwardReply)
+    return Frame(ForwardReply(answers=reply.message.answers * 2), reply.tensors)
 
 
 NUM_ROWS = len(IMAGES)
@@ -162,6 +177,9 @@ FAILURES: dict[str, FrameHandler] = {
     "answers with another message": mistake,
     "answers for other classes": answering(np.full((NUM_ROWS, 2), 0.5, np.float32), ("0", "9")),
     "answers other rows": answering(np.full((NUM_ROWS + 1, 2), 0.5, np.float32)),
+    "answers without a tensor": without_a_tensor,
+    "answers with an error in the expert's place": answer_with_an_error,
+    "answers for more experts than were asked": answer_twice,
     "answers in another type": answering(np.full((NUM_ROWS, 2), 0.5, np.float64)),
     "answers NaN": answering(np.full((NUM_ROWS, 2), np.nan, np.float32)),
     "answers more than there is": answering(np.full((NUM_ROWS, 2), 1e6, np.float32)),
@@ -174,7 +192,7 @@ async def test_a_replica_that_fails_is_replaced_by_the_next(tmp_path: Path, fail
     async with mesh_of(tmp_path, {"a": [FIRST], "b": [FIRST]}) as (client, nodes):
         bad, good = nodes["a"], nodes["b"]
         bad.transport.serve(failure)
-        client.directory.note_failure(good.peer_id)  # so that the bad one comes first
+        client.inference.standings.failed(good.peer_id)  # so that the bad one comes first
         prediction = await client.inference.predict(IMAGES, timeout_s=20)
         assert [(call.peer_id, call.error is None) for call in prediction.calls] == [
             (bad.peer_id, False),
@@ -191,7 +209,7 @@ async def test_a_silent_replica_costs_a_part_of_the_deadline_and_no_answer(tmp_p
     async with mesh_of(tmp_path, {"a": [FIRST], "b": [FIRST], "c": [FIRST]}) as (client, nodes):
         for name in "ab":
             nodes[name].go_silent()
-        client.directory.note_failure(nodes["c"].peer_id)
+        client.inference.standings.failed(nodes["c"].peer_id)
         began_s = time.monotonic()
         prediction = await client.inference.predict(IMAGES, timeout_s=1.0)
         assert time.monotonic() - began_s < 1.0
@@ -240,18 +258,69 @@ async def test_the_gate_weight_of_a_silent_expert_is_missing_mass(tmp_path: Path
         assert not prediction.outputs_BC[:, :2].any()
 
 
-async def test_peers_that_failed_lately_are_tried_last_and_then_forgiven(tmp_path: Path) -> None:
+async def test_peers_that_failed_lately_are_tried_last(tmp_path: Path) -> None:
     async with mesh_of(tmp_path, {"a": [FIRST], "b": [FIRST]}) as (client, nodes):
-        client.directory.note_failure(nodes["a"].peer_id)
+        client.inference.standings.failed(nodes["a"].peer_id)
         for _ in range(4):
             prediction = await client.inference.predict(IMAGES, timeout_s=20)
             assert [call.peer_id for call in prediction.calls] == [nodes["b"].peer_id]
-        client.network.now_s += 10
-        first_asked = set()
-        for _ in range(2):
+
+
+async def test_replicas_share_the_questions(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST], "b": [FIRST]}) as (client, nodes):
+        predictions = await asyncio.gather(*(client.inference.predict(IMAGES, timeout_s=20) for _ in range(8)))
+        asked = [call.peer_id for prediction in predictions for call in prediction.calls]
+        assert set(asked) == {node.peer_id for node in nodes.values()}
+
+
+async def test_a_busy_peer_is_left_alone_for_as_long_as_it_asks_and_no_longer(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST], "b": [FIRST]}) as (client, nodes):
+        busy, other = nodes["a"], nodes["b"]
+        busy.transport.serve(busy.handlers, refuse_as_busy)
+        for _ in range(3):
             prediction = await client.inference.predict(IMAGES, timeout_s=20)
-            first_asked.add(prediction.calls[0].peer_id)
-        assert first_asked == {nodes["a"].peer_id, nodes["b"].peer_id}
+            assert prediction.calls[-1].peer_id == other.peer_id
+        assert client.inference.standings.banned(busy.peer_id)
+        busy.transport.serve(busy.handlers, busy.handlers.admit)
+        await asyncio.sleep(0.2)
+        assert not client.inference.standings.banned(busy.peer_id)
+
+
+def refuse_as_busy(sender: PeerId, announced: Announced, wait_s: float) -> None:
+    raise Busy(retry_after_s=0.15)
+
+
+async def test_the_experts_of_one_peer_are_asked_in_one_call_with_each_row_sent_once(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST, SECOND]}) as (client, nodes):
+        asked: list[Frame] = []
+        node = nodes["a"]
+
+        async def listen(sender: PeerId, request: Frame) -> Frame:
+            asked.append(request)
+            return await node.handlers(sender, request)
+
+        node.transport.serve(listen, node.handlers.admit)
+        for top_k in (1, 2):
+            prediction = await client.inference.predict(IMAGES, timeout_s=20, top_k=top_k)
+            expected = [outputs for outputs, _ in locally(client, list(node.host.experts.values()), top_k=top_k)]
+            assert np.allclose(prediction.outputs_BC, expected, atol=1e-5)
+        for request in asked:
+            assert isinstance(request.message, Forward)
+            assert set(request.message.experts) == set(node.host.experts)
+            assert request.tensors["features"].shape == (len(IMAGES), MESH.spec.feature_dim)
+        assert len(asked) == 2
+
+
+async def test_experts_that_fail_at_one_peer_are_asked_at_their_next_replicas_each(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"both": [FIRST, SECOND], "b": [FIRST], "c": [SECOND]}) as (client, nodes):
+        nodes["both"].transport.serve(refuse)
+        for name in "bc":
+            client.inference.standings.failed(nodes[name].peer_id)  # so that the one that has both comes first
+        prediction = await client.inference.predict(IMAGES, timeout_s=20, top_k=2)
+        answered = {call.expert: call.peer_name for call in prediction.calls if call.error is None}
+        uids = {classes: MESH.uid_of(classes, MESH.spec.expert) for classes in (FIRST, SECOND)}
+        assert answered == {uids[FIRST]: "b", uids[SECOND]: "c"}
+        assert np.allclose(prediction.missing_mass_B, 0.0)
 
 
 async def test_without_a_router_or_any_expert_the_reason_is_named(tmp_path: Path) -> None:

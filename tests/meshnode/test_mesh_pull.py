@@ -43,7 +43,7 @@ def member(
     with State(Home(folder / peer_id)) as state:
         for blob in blobs:
             state.blobs.put(blob)
-        handlers = Handlers(state.blobs, "member", lambda: network.now_s)
+        handlers = Handlers(state.blobs, peer_id, "member", lambda: network.now_s)
         handlers.attach(mesh, None, None)
         network.join(peer_id).serve(handlers)
         yield state
@@ -104,7 +104,7 @@ async def test_the_only_mesh_wanted_is_the_only_one_taken(
 async def test_it_waits_for_a_peer_that_has_a_mesh(tmp_path: Path, state: State) -> None:
     network = memory_network()
     meshless = network.join(A)
-    meshless.serve(Handlers(state.blobs, "waiting too", lambda: 0.0))
+    meshless.serve(Handlers(state.blobs, A, "waiting too", lambda: 0.0))
     waiting = asyncio.create_task(pull(state, network))
     await asyncio.sleep(0.03)
     assert not waiting.done()

@@ -9,8 +9,8 @@ from mesh_in_memory import key_of, memory_network
 
 from meshnode.transport.interface import Reduced, ReduceGroup
 from meshnode.transport.memory import MemoryNetwork, MemoryTransport
-from protocol.errors import CallTimeout, MalformedAddress, NotReady, PeerUnreachable, UnknownExpert
-from protocol.framing import Frame, encode_frame
+from protocol.errors import Busy, CallTimeout, MalformedAddress, NotReady, PeerUnreachable, UnknownExpert
+from protocol.framing import Announced, Frame, encode_frame
 from protocol.identifiers import ExpertUid, PeerId, digest_of
 from protocol.messages import Ack, Forward, Hello
 
@@ -31,17 +31,67 @@ def joined(network: MemoryNetwork, *peers: PeerId) -> list[MemoryTransport]:
 
 
 async def test_a_call_brings_tensors_there_and_back_and_tells_who_called() -> None:
-    a, b = joined(memory_network(), A, B)
+    a, _ = joined(memory_network(), A, B)
     features = np.arange(6, dtype=np.float32).reshape(2, 3)
-    request = Frame(Forward(expert=ExpertUid(digest_of(b"e"))), {"features": features})
+    request = Frame(Forward(experts=(ExpertUid(digest_of(b"e")),)), {"features": features})
     reply = await a.call(B, request, timeout_s=5)
     assert isinstance(reply.message, Ack)
     assert np.array_equal(reply.tensors["features"], features)
     assert reply.tensors["sender"].tobytes().decode() == A
-    size = sum(map(len, encode_frame(request)))
-    assert a.traffic.sent_bytes == b.traffic.received_bytes == size
-    assert a.traffic.received_bytes == b.traffic.sent_bytes > 0
-    assert dict(a.traffic.sent) == {"inference": size}
+    reply.tensors["features"][:] = 0  # the receiver's own
+    assert features[1, 2] == 5
+
+
+async def test_what_one_node_has_sent_the_other_has_received_as_the_kind_that_was_asked_for() -> None:
+    a, b = joined(memory_network(), A, B)
+    request = Frame(Forward(experts=(ExpertUid(digest_of(b"e")),)), {"features": np.ones((2, 3), np.float32)})
+    await a.call(B, request, timeout_s=5)
+    await a.call(B, HELLO, timeout_s=5)
+    assert dict(a.traffic.sent) == dict(b.traffic.received)
+    assert dict(a.traffic.received) == dict(b.traffic.sent)
+    assert a.traffic.sent == {
+        "inference": encode_frame(request).num_bytes,
+        "control": encode_frame(HELLO).num_bytes,
+    }
+    assert a.traffic.received.keys() == a.traffic.sent.keys()
+
+
+async def test_what_is_not_let_in_is_refused_by_its_header_and_never_handled() -> None:
+    a, b = joined(memory_network(), A, B)
+    told = []
+
+    def admit(sender: PeerId, announced: Announced, wait_s: float) -> None:
+        told.append((sender, announced.message, announced.body_bytes, wait_s))
+        if announced.tensors:
+            raise Busy(0.25)
+
+    async def handler(sender: PeerId, request: Frame) -> Frame:
+        assert not request.tensors
+        return await echo(sender, request)
+
+    b.serve(handler, admit)
+    await a.call(B, HELLO, timeout_s=5)
+    with pytest.raises(Busy) as caught:
+        await a.call(B, Frame(HELLO.message, {"x": np.ones(3, np.uint8)}), timeout_s=1.5)
+    assert caught.value.retry_after_s == 0.25
+    assert told == [(A, HELLO.message, 0, 5), (A, HELLO.message, 3, 1.5)]
+
+
+async def test_a_handler_is_cancelled_at_its_callers_deadline() -> None:
+    a, b = joined(memory_network(), A, B)
+    cancelled = asyncio.Event()
+
+    async def never(sender: PeerId, request: Frame) -> Frame:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        raise AssertionError("unreachable")
+
+    b.serve(never)
+    with pytest.raises(CallTimeout):
+        await a.call(B, HELLO, timeout_s=0.02)
+    assert cancelled.is_set()
 
 
 async def test_a_named_error_of_the_peer_is_raised_at_the_caller_with_its_data() -> None:

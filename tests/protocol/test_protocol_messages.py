@@ -7,12 +7,14 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wire_examples import DIGEST, MESSAGES
+from wire_examples import DIGEST, MESSAGES, PEER
 
 from protocol import limits
 from protocol.errors import FrameTooLarge, MalformedMessage
 from protocol.identifiers import digest_of
 from protocol.messages import Ack, ErrorReply, Forward, Hello, RoundId, decode_message, encode_message
+
+FORWARD = Forward(experts=(DIGEST,))
 
 all_messages = st.one_of(*MESSAGES.values())
 
@@ -83,40 +85,58 @@ def test_a_message_cut_short_is_refused(message, data):
     assert refused(encoded[: data.draw(st.integers(0, len(encoded) - 1))])
 
 
+ANSWER = {"type": "expert_answer", "generation": 0, "weights": DIGEST, "classes": ["x"]}
+INFER_CALL = [DIGEST, PEER, "name", 1, 1.0, None]
+
+
 @pytest.mark.parametrize(
     "fields",
     [
         {"type": "nonsense"},
         {},
         {"type": "forward"},
-        {"type": "forward", "expert": DIGEST.upper()},
-        {"type": "forward", "expert": DIGEST + "\n"},
-        {"type": "forward", "expert": DIGEST.encode()},
+        {"type": "forward", "experts": []},
+        {"type": "forward", "experts": DIGEST},
+        {"type": "forward", "experts": [DIGEST.upper()]},
+        {"type": "forward", "experts": [DIGEST + "\n"]},
+        {"type": "forward", "experts": [DIGEST.encode()]},
+        {"type": "forward", "experts": [DIGEST, DIGEST]},
+        {"type": "forward", "experts": [digest_of(bytes([i])) for i in range(limits.MAX_EXPERTS_PER_CALL + 1)]},
+        {"type": "forward", "experts": [DIGEST], "num_rows": [1, 2]},
+        {"type": "forward", "experts": [DIGEST], "num_rows": [-1]},
+        {"type": "forward", "experts": [DIGEST], "num_rows": [2**53]},
         {"type": "blob_get", "digest": DIGEST, "offset": -1, "length": 1},
         {"type": "blob_get", "digest": DIGEST, "offset": 0, "length": 0},
         {"type": "blob_get", "digest": DIGEST, "offset": 0, "length": limits.BLOB_CHUNK_BYTES + 1},
-        {"type": "blob_get", "digest": DIGEST, "offset": 0.0, "length": 1},
+        {"type": "blob_get", "digest": DIGEST, "offset": 0.5, "length": 1},
         {"type": "blob_get", "digest": DIGEST, "offset": True, "length": 1},
         {"type": "round_outcome", "round": [DIGEST, 1, 0], "outcome": "maybe"},
         {"type": "round_outcome_query", "round": [DIGEST, 1, limits.MAX_ATTEMPTS_PER_ROUND]},
         {"type": "round_outcome_query", "round": [DIGEST, 2**53, 0]},
         {"type": "round_attestation", "round": [DIGEST, 1, 0], "full": 1},
-        {"type": "forward_reply", "expert": DIGEST, "generation": 0, "weights": DIGEST, "classes": []},
-        {
-            "type": "forward_reply",
-            "expert": DIGEST,
-            "generation": 0,
-            "weights": DIGEST,
-            "classes": ["x" * 65],
-        },
-        {
-            "type": "forward_reply",
-            "expert": DIGEST,
-            "generation": 0,
-            "weights": DIGEST,
-            "classes": ["x"] * 257,
-        },
+        {"type": "forward_reply", "answers": []},
+        {"type": "forward_reply", "answers": [ANSWER] * (limits.MAX_EXPERTS_PER_CALL + 1)},
+        {"type": "forward_reply", "answers": [{"type": "ack"}]},
+        {"type": "forward_reply", "answers": [ANSWER | {"classes": []}]},
+        {"type": "forward_reply", "answers": [ANSWER | {"classes": ["x" * 65]}]},
+        {"type": "forward_reply", "answers": [ANSWER | {"classes": ["x"] * 257}]},
+        {"type": "expert_answer", "generation": 0, "weights": DIGEST, "classes": ["x"]},
+        {"type": "infer", "top_k": 0},
+        {"type": "infer", "top_k": limits.MAX_EXPERTS_PER_RECORD + 1},
+        {"type": "infer_reply", "classes": ["x"] * (limits.MAX_CLASSES_PER_TASK + 1), "calls": []},
+        {"type": "infer_reply", "classes": [], "calls": [INFER_CALL] * (limits.MAX_CALLS_PER_REPLY + 1)},
+        {"type": "infer_reply", "classes": [], "calls": [[*INFER_CALL[:4], math.nan, None]]},
+        {"type": "infer_reply", "classes": [], "calls": [[DIGEST, DIGEST, *INFER_CALL[2:]]]},
+        {"type": "infer_reply", "classes": [], "calls": [[*INFER_CALL[:5], "x" * 513]]},
         {"type": "error", "code": "x" * 513, "message": "", "data": {}},
+        {"type": "error", "code": "", "message": "", "data": {"x": "y" * 513}},
+        {"type": "error", "code": "", "message": "", "data": {"x" * 513: 0}},
+        {"type": "error", "code": "", "message": "", "data": {"x": [0] * (limits.MAX_ERROR_ITEMS + 1)}},
+        {"type": "error", "code": "", "message": "", "data": {str(i): 0 for i in range(limits.MAX_ERROR_FIELDS + 1)}},
+        {"type": "error", "code": "", "message": "", "data": {"x": b"bytes"}},
+        {"type": "error", "code": "", "message": "", "data": {"x": {}}},
+        {"type": "error", "code": "", "message": "", "data": {"x": [[]]}},
+        {"type": "error", "code": "", "message": "", "data": {1: 0}},
     ],
 )
 def test_a_field_out_of_its_bounds_is_refused(fields):
@@ -124,49 +144,16 @@ def test_a_field_out_of_its_bounds_is_refused(fields):
         decode_message(msgpack.packb(fields))
 
 
+def test_text_that_is_no_text_is_refused():
+    assert refused(b"\x81\xa4type\xa2\xff\xfe")
+    assert refused(msgpack.packb({"type": "error", "code": "", "message": "?", "data": {}}).replace(b"?", b"\xff"))
+
+
 @pytest.mark.parametrize("now_s", [math.nan, math.inf, -math.inf, -1.0, 1e12])
 def test_a_moment_that_is_no_moment_is_refused(now_s):
     fields = {"mesh_id": None, "mesh_name": None, "peer_name": "n", "version": "1", "now_s": now_s}
     with pytest.raises(MalformedMessage):
         decode_message(msgpack.packb({"type": "hello_reply", **fields}))
-
-
-@pytest.mark.parametrize("levels", [limits.MAX_MSGPACK_DEPTH, 100, 500, 2_000, 60_000])
-@pytest.mark.parametrize("opening", [b"\x91", b"\x81\xa1a"], ids=["arrays", "maps"])
-def test_deeply_nested_containers_are_refused(levels, opening):
-    bomb = b"\x82\xa4type\xa5error\xa4data" + opening * levels + b"\x00"
-    assert refused(bomb)
-
-
-def test_nesting_up_to_the_limit_passes():
-    data: object = 0
-    for _ in range(limits.MAX_MSGPACK_DEPTH - 2):
-        data = {"deeper": data}
-    message = ErrorReply("code", "message", {"deep": data})
-    assert decode_message(encode_message(message)) == message
-    with pytest.raises(MalformedMessage):
-        decode_message(encode_message(ErrorReply("code", "message", {"deep": {"deeper": data}})))
-
-
-def test_the_extension_bomb_that_crashes_a_plain_node_is_refused():
-    bomb = b"\x00"
-    while len(bomb) < 14_000:
-        bomb = msgpack.packb(msgpack.ExtType(0x50, bomb))
-    assert refused(bomb)
-
-
-@pytest.mark.parametrize("extension", [msgpack.ExtType(1, b""), msgpack.ExtType(1, b"x"), msgpack.Timestamp(1)])
-def test_no_extension_type_gets_in_even_where_any_value_may_stand(extension):
-    error = {"type": "error", "code": "", "message": "", "data": {"x": extension}}
-    assert refused(msgpack.packb(error))
-
-
-@pytest.mark.parametrize(
-    "claim",
-    [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"],
-)
-def test_a_length_beyond_the_data_is_refused_without_allocating_it(claim):
-    assert refused(claim)
 
 
 def test_what_is_too_long_is_refused_on_both_sides():
@@ -178,11 +165,11 @@ def test_what_is_too_long_is_refused_on_both_sides():
 
 def test_keys_of_a_newer_version_are_ignored():
     assert decode_message(msgpack.packb({"type": "ack", "novelty": 1})) == Ack()
-    assert decode_message(msgpack.packb({"type": "hello", "mesh_id": None, "novelty": [1]})) == Hello(None)
+    assert decode_message(msgpack.packb({"type": "hello", "mesh_id": None, "novelty": [{"x": [1]}]})) == Hello(None)
 
 
 def test_messages_cannot_be_changed():
     with pytest.raises(AttributeError):
-        Forward(DIGEST).expert = DIGEST
+        FORWARD.experts = ()
     assert len({RoundId(DIGEST, 1, 0), RoundId(DIGEST, 1, 0), RoundId(DIGEST, 1, 1)}) == 2
-    assert msgspec.structs.replace(Forward(DIGEST), expert=digest_of(b"y")) != Forward(DIGEST)
+    assert msgspec.structs.replace(FORWARD, experts=(digest_of(b"y"),)) != FORWARD
