@@ -9,7 +9,7 @@ It stores nothing for others, serves nothing, and forgets everything when it clo
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -28,6 +28,7 @@ from meshnode.runtime import contributions_of
 from meshnode.state.state import State
 from meshnode.transport.hivemind import HivemindTransport
 from meshnode.transport.interface import Traffic
+from meshnode.transport.moe.client import ForeignExpert
 from protocol.errors import ModuleMeshError
 from protocol.identifiers import MeshId
 
@@ -152,6 +153,23 @@ class MeshClient:
             Outputs by class name, and in ``calls`` which peer's expert answered which rows with what gate weight.
         """
         return await self._inference.predict(images, top_k=top_k, timeout_s=timeout_s)
+
+    async def foreign_experts(
+        self, cells: Sequence[str], *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> Mapping[str, ForeignExpert]:
+        """Experts of unmodified hivemind servers in the same DHT, and those that nodes of a mesh declare to them.
+
+        Args:
+            cells: hivemind's uids, such as ``ffn.3.5``.
+            timeout_s: How long a server may take to describe an expert, in seconds.
+
+        Returns:
+            By uid, those that a peer has declared and describes; their declarations are unsigned.
+
+        Raises:
+            MalformedIdentifier: One is no such uid.
+        """
+        return await self._transport.moe.experts(cells, timeout_s=timeout_s)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -26,7 +26,9 @@ async def open_client(resources: AsyncExitStack) -> tuple[Home, HivemindTranspor
     home = Home(folder)
     home.create()
     load_or_create_identity(home)
-    transport = await HivemindTransport.open(HivemindConfig(identity_path=home.identity_key, client_only=True))
+    transport = await HivemindTransport.open(
+        HivemindConfig(identity_path=home.identity_key, client_only=True, moe=True)
+    )
     resources.push_async_callback(transport.aclose)
     return home, transport
 

@@ -68,7 +68,7 @@ class _Node:
     state: State
     compute: Compute
     telemetry: Telemetry
-    transport: Transport
+    transport: HivemindTransport
     handlers: Handlers
     bootstrap: Bootstrap
     view: NodeView
@@ -114,6 +114,7 @@ class _Node:
             self.compute,
             self.device,
             self.telemetry,
+            self.transport.moe if config.serve.hivemind else None,
         )
         averager = runtime.averager if config.average.enabled else None
         self.handlers.attach(mesh, runtime.serving if config.serve.enabled else None, averager)
@@ -221,7 +222,11 @@ async def _open_transport(home: Home, config: NodeConfig, telemetry: Telemetry) 
     try:
         return await HivemindTransport.open(
             HivemindConfig(
-                identity_path=home.identity_key, listen_host=net.listen, port=net.port, announce=net.announce
+                identity_path=home.identity_key,
+                listen_host=net.listen,
+                port=net.port,
+                announce=net.announce,
+                moe=config.serve.hivemind,
             ),
             telemetry.instruments,
         )

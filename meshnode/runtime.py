@@ -13,6 +13,7 @@ from meshnode.compute import Compute
 from meshnode.contributions import Contributions
 from meshnode.device import Device
 from meshnode.directory import Directory
+from meshnode.facade import Facade
 from meshnode.home import Home
 from meshnode.hosting import ExpertHost
 from meshnode.inference import RoutedInference
@@ -24,6 +25,7 @@ from meshnode.state.state import State
 from meshnode.telemetry import Telemetry
 from meshnode.trainer.service import LEARNED, Trainer, TrainerParts
 from meshnode.transport.interface import Transport
+from meshnode.transport.moe.interface import MoeNetwork
 from protocol.identifiers import ExpertUid
 from protocol.records import PeerRecord, fitting
 from protocol.signing import SigningKey
@@ -77,6 +79,7 @@ class MeshRuntime:
         compute: The thread torch runs in.
         device: What torch computes on.
         telemetry: Is told what happens.
+        moe: Where hivemind's own clients are; None if they are not served.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - a composition root: what the node already has
@@ -90,6 +93,7 @@ class MeshRuntime:
         compute: Compute,
         device: Device,
         telemetry: Telemetry,
+        moe: MoeNetwork | None = None,
     ) -> None:
         self._config = config
         self._state = state
@@ -140,6 +144,11 @@ class MeshRuntime:
             telemetry=telemetry,
         )
 
+        self.facade: Facade | None = None
+        if moe is not None and config.serve.enabled:
+            ttl_s, instruments = config.net.record_ttl_s, telemetry.instruments
+            self.facade = Facade(moe, transport, mesh, self.host, compute, ttl_s=ttl_s, instruments=instruments)
+
     async def start(self) -> None:
         """Take up what the state holds and say so to the mesh; from here on the experts can be served."""
         await self.host.load()
@@ -165,6 +174,8 @@ class MeshRuntime:
             services["trainer"] = self.trainer.run
         if self._config.average.enabled:
             services["averager"] = self.averager.run
+        if self.facade is not None:
+            services["facade"] = self.facade.run
         return services
 
     def learned_tasks(self) -> list[str]:
@@ -189,6 +200,8 @@ class MeshRuntime:
             await change.wait()
             change.clear()
             self.advertiser.changed()
+            if self.facade is not None:
+                self.facade.changed()
 
     async def _keep_house(self) -> None:
         while True:

@@ -27,7 +27,7 @@ __all__ = [
     "mesh_id_of",
 ]
 
-SPEC_SCHEMA: Final = "modulemesh.spec/2"
+SPEC_SCHEMA: Final = "modulemesh.spec/3"
 """The form of spec that this version reads and writes."""
 
 _NOT_OF_A_FORM = {"kind", "num_classes"}
@@ -81,7 +81,7 @@ class ExpertForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class MeshSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything two peers must agree on for their experts and statistics to mean the same."""
 
-    schema: Literal["modulemesh.spec/2"] = SPEC_SCHEMA
+    schema: Literal["modulemesh.spec/3"] = SPEC_SCHEMA
     name: Name
     input: ImageInput
     trunk: DigestField
@@ -91,6 +91,9 @@ class MeshSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     router: RouterSettings = RouterSettings()
     expert: ExpertForm
     """Of newly spawned experts; those of any other form may be hosted and adopted all the same."""
+    moe_width: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_CLASSES_PER_EXPERT)] = 32
+    """Width of the outputs that hivemind's own clients see of every expert, as a grid of theirs has one schema of
+    outputs. An expert with more classes is not shown to them."""
     calibration: Annotated[str, msgspec.Meta(max_length=limits.MAX_SPEC_TEXT_CHARS)]
     """What m and s were measured on, in words."""
 

@@ -336,6 +336,9 @@ class ServeSection(_Section):
     features are taken, by the experts hosted here."""
     timeout_s: Seconds = Field(default=5.0, alias="timeout")
     """Deadline of one routed answer, unless its caller names another."""
+    hivemind: bool = False
+    """Let hivemind's own clients find and ask these experts too, and keep declarations of its servers in the DHT for
+    others. Those are unsigned, and nothing in the mesh is routed by them."""
 
 
 class ApiSection(_Section):

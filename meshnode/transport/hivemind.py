@@ -28,9 +28,10 @@ from hivemind.utils.timed_storage import get_dht_time
 from meshnode.errors import ConfigInvalid, NodeError, PortInUse
 from meshnode.telemetry.instruments import Instruments
 from meshnode.transport.allreduce import AllReduce
-from meshnode.transport.guard import SignedRecordsOnly
+from meshnode.transport.guard import RecordsAndDeclarations, SeparateStorage, SignedRecordsOnly, reserve_for_records
 from meshnode.transport.interface import Admission, FrameHandler, Reduced, ReduceGroup, Traffic, admit_all
 from meshnode.transport.links import CALLER_GONE_S, CalleeLink, CallerLink
+from meshnode.transport.moe.network import HivemindMoe
 from meshnode.transport.pool import LinkPool
 from protocol.addresses import parse_address
 from protocol.errors import CallTimeout, NotReady, PeerUnreachable, error_from_wire
@@ -83,6 +84,8 @@ class HivemindConfig:
     """Addresses to tell others instead of those listened on."""
     client_only: bool = False
     """Use the DHT without storing for others, as a client that soon leaves should."""
+    moe: bool = False
+    """Take hivemind's own declarations of experts in the DHT, which are unsigned."""
 
 
 class HivemindTransport:
@@ -97,6 +100,8 @@ class HivemindTransport:
         self._instruments = instruments
         self._links = LinkPool(self._open_link)
         self._reductions = AllReduce(p2p)
+        self.moe = HivemindMoe(p2p, dht, self._traffic, instruments)
+        """hivemind's own expert protocol; see `HivemindConfig.moe`."""
         self._handler: FrameHandler = _not_ready
         self._admission: Admission = admit_all
         self._dial_failures: dict[PeerId, str] = {}
@@ -141,8 +146,10 @@ class HivemindTransport:
                 wait_timeout=DHT_TIMEOUT_S,
                 blacklist_time=BLACKLIST_S,
                 client_mode=config.client_only,
-                record_validator=SignedRecordsOnly(),
+                record_validator=RecordsAndDeclarations() if config.moe else SignedRecordsOnly(),
             )
+            if config.moe:
+                dht.protocol.storage, dht.protocol.cache = SeparateStorage(), SeparateStorage()
             addresses = [] if config.client_only else [str(address) for address in await p2p.get_visible_maddrs()]
             transport = cls(p2p, dht, addresses, instruments or Instruments())
             await transport._start()
@@ -260,10 +267,12 @@ class HivemindTransport:
                 link.tick(now_s)
 
     async def publish(self, key: str, subkey: str, value: bytes, *, expires_at: float) -> bool:
+        reserve_for_records(self._dht, key)
         with self._instruments.dht_requests.labels("store").time():
             return bool(await self._dht.store(key, value, expiration_time=expires_at, subkey=subkey))
 
     async def lookup(self, key: str) -> Mapping[str, bytes]:
+        reserve_for_records(self._dht, key)
         with self._instruments.dht_requests.labels("get").time():
             found = await self._dht.get(key, latest=True)
         if found is None or not isinstance(found.value, Mapping):

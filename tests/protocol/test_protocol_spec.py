@@ -54,6 +54,7 @@ specs = st.builds(
         renormalise=st.booleans(),
     ),
     expert=forms,
+    moe_width=st.integers(1, limits.MAX_CLASSES_PER_EXPERT),
     calibration=st.text(max_size=200),
 )
 
@@ -68,6 +69,7 @@ def test_a_spec_survives_and_has_one_byte_form(spec):
 def test_the_defaults_are_those_of_the_method():
     assert SPEC.router == RouterSettings(kappa=10.0, tau=1.0, top_k=1, ridge=1e-4, prior="uniform", renormalise=False)
     assert (SPEC.input.kind, SPEC.router.kind) == ("image", "ridge")
+    assert SPEC.moe_width == 32
 
 
 def test_the_bytes_are_canonical_json_and_the_mesh_is_their_digest():
@@ -82,7 +84,7 @@ def test_the_bytes_are_canonical_json_and_the_mesh_is_their_digest():
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (["schema"], "modulemesh.spec/1"),
+        (["schema"], "modulemesh.spec/2"),
         (["schema"], 2),
         (["name"], ""),
         (["trunk"], "abc"),
@@ -108,6 +110,9 @@ def test_the_bytes_are_canonical_json_and_the_mesh_is_their_digest():
         (["expert", "config"], {"b": 1, "a": 1}),
         (["expert", "config"], {"num_classes": 2}),
         (["expert", "config"], {f"{number:02}": number for number in range(17)}),
+        (["moe_width"], 0),
+        (["moe_width"], limits.MAX_CLASSES_PER_EXPERT + 1),
+        (["moe_width"], 8.5),
         (["novelty"], 1),
         (["router", "novelty"], 1),
         (["calibration"], "x" * 3000),
@@ -147,8 +152,8 @@ def test_a_setting_missing_is_refused():
 
 
 def test_a_spec_of_an_earlier_version_is_named_as_such():
-    document = json.loads(encode_spec(SPEC)) | {"schema": "modulemesh.spec/1", "expert": {"kind": "mlp", "hidden": 8}}
-    with pytest.raises(MalformedSpec, match=r"'modulemesh\.spec/1', this version reads 'modulemesh\.spec/2'"):
+    document = json.loads(encode_spec(SPEC)) | {"schema": "modulemesh.spec/2", "moe_width": "wide"}
+    with pytest.raises(MalformedSpec, match=r"'modulemesh\.spec/2', this version reads 'modulemesh\.spec/3'"):
         decode_spec(json.dumps(document).encode())
 
 
