@@ -25,8 +25,8 @@ from protocol.tensors import require_header, require_tensor
 
 __all__ = ["Serving"]
 
-ROUTE_S = 60.0
-"""Longest that a batch is routed for a thin client; the client's own deadline ends it sooner."""
+WAY_SHARE = 0.1
+"""Share of a thin client's patience that is left for the way of images and answer."""
 
 
 class Serving:
@@ -132,7 +132,7 @@ class Serving:
         """
         try:
             prediction = await self._require_inference().predict(
-                request.tensors["images"], top_k=message.top_k, timeout_s=ROUTE_S
+                request.tensors["images"], top_k=message.top_k, timeout_s=(1 - WAY_SHARE) * message.wait_s
             )
         except MalformedDataset as exc:
             raise MalformedTensor("images", str(exc)) from exc

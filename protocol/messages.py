@@ -131,6 +131,8 @@ class Infer(msgspec.Struct, frozen=True, tag="infer"):
 
     top_k: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_EXPERTS_PER_RECORD)] | None
     """Experts asked per row; None takes the mesh's own setting."""
+    wait_s: Annotated[float, msgspec.Meta(gt=0, le=limits.MAX_WAIT_MS / 1000)]
+    """How long the caller waits: the node divides it among the replicas that it may have to ask."""
 
 
 class InferCall(msgspec.Struct, frozen=True, array_like=True):

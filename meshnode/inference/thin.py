@@ -48,7 +48,6 @@ class ThinInference:
             CallFailed: As the last node failed.
         """
         began_s = time.monotonic()
-        request = Frame(Infer(top_k=top_k), {"images": images})
         nodes = self._standings.order(self._nodes)
         failure: CallFailed = NotReady("no node has answered in time")
         for number, peer_id in enumerate(nodes, start=1):
@@ -59,6 +58,7 @@ class ThinInference:
             asked_s = time.monotonic()
             try:
                 attempt_s = left_s if number == len(nodes) else ATTEMPT_SHARE * left_s
+                request = Frame(Infer(top_k=top_k, wait_s=attempt_s), {"images": images})
                 reply = await self._transport.call(peer_id, request, timeout_s=attempt_s)
                 elapsed_ms = 1e3 * (time.monotonic() - began_s)
                 prediction = prediction_of(reply, num_rows=len(images), elapsed_ms=elapsed_ms)

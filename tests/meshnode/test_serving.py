@@ -164,7 +164,7 @@ async def test_a_question_whose_answer_would_come_too_late_is_refused_with_the_t
 async def test_a_draining_node_lets_nothing_in(tmp_path: Path) -> None:
     async with serving_node(tmp_path) as (node, uid, _):
         node.handlers.drain()
-        for message, tensors in ((Forward(experts=(uid,)), {"features": features_of_rows(1)}), (Infer(None), {})):
+        for message, tensors in ((Forward(experts=(uid,)), {"features": features_of_rows(1)}), (Infer(None, 5.0), {})):
             with pytest.raises(Draining):
                 node.handlers.admit(PEER, announced(Frame(message, tensors)), 5.0)
 
@@ -282,6 +282,22 @@ async def test_a_thin_client_goes_on_to_the_next_node(tmp_path: Path) -> None:
         assert len(prediction.predictions) == len(IMAGES)
         with pytest.raises(NotReady):
             await ThinInference(front.network.join(PEER), [gone, back.peer_id]).predict(IMAGES, timeout_s=20)
+
+
+async def test_a_silent_replica_leaves_a_thin_client_time_for_the_next(tmp_path: Path) -> None:
+    async with memory_nodes(memory_network(), ["front", "silent", "back"], tmp_path) as (front, silent, back):
+        for node in (silent, back):
+            await node.spawn("0", "1", "2", "3")
+        await front.contribute("t", statistics_of("0", "1", "2", "3", num_images=400))
+        await announce_all([front, silent, back])
+        silent.go_silent()
+        front.inference.standings.failed(back.peer_id)  # so that the silent one is asked first
+        thin = ThinInference(front.network.join(PEER), [front.peer_id])
+        prediction = await thin.predict(IMAGES, timeout_s=2.0)
+        assert [(call.peer_name, call.error is None) for call in prediction.calls] == [
+            ("silent", False),
+            ("back", True),
+        ]
 
 
 async def test_a_node_whose_settings_say_so_routes_nothing_for_others(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ async def test_a_peer_that_is_busy_is_left_alone_until_it_takes_questions_again(
             raise Busy(retry_after_s)
         return answer(0)
 
-    question = Frame(Infer(top_k=None))
+    question = Frame(Infer(top_k=None, wait_s=1.0))
     monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: now_s))
     async with pooled(handler) as (pool, _):
         reply = await pool.call(CALLEE, question, timeout_s=10)
