@@ -15,6 +15,8 @@ import pytest
 from cli_process import meshnode
 from integration_nodes import Daemon, Daemons, complaints, found, save_shard, shards
 
+from meshnode.inference.standings import LEAST_PATIENCE_S
+
 pytestmark = pytest.mark.integration
 
 CLASSES = ("0", "1", "2")
@@ -116,7 +118,7 @@ def test_a_replica_that_hangs_shows_in_the_percentiles_and_beside_its_name(pair:
     assert peers["ben"]["failures"] > 0
     assert peers["ann"]["failures"] == 0
     # The first that were sent to it had to wait before the other replica was asked, and were answered in time.
-    assert 10 * document["latency_ms"]["p50"] < document["latency_ms"]["max"] < 2000
+    assert 1e3 * LEAST_PATIENCE_S < document["latency_ms"]["max"] < 2000
 
 
 def test_ctrl_c_ends_a_run_with_what_it_has(pair: Pair, tmp_path: Path) -> None:
