@@ -61,13 +61,16 @@ class MeshClient:
         self._resources = AsyncExitStack()
 
     @classmethod
-    async def join(cls, addresses: Sequence[str], *, mesh_id: MeshId | None = None, timeout_s: float = 10.0) -> Self:
+    async def join(
+        cls, addresses: Sequence[str], *, mesh_id: MeshId | None = None, timeout_s: float = 10.0, queue: int = 256
+    ) -> Self:
         """Connect through any of `addresses` and pull the mesh's spec, trunk and router.
 
         Args:
             addresses: Multiaddresses of peers, each ending in /p2p/<peer id>.
             mesh_id: The only mesh to join; None takes the first that a peer belongs to.
             timeout_s: Deadline for all of it, in seconds.
+            queue: Predictions that may wait for this process's own processor; those beyond raise `Busy`.
 
         Raises:
             MalformedAddress: An address cannot be read.
@@ -77,7 +80,7 @@ class MeshClient:
         async with AsyncExitStack() as stack:
             home, transport = await open_client(stack)
             state = stack.enter_context(State(home))
-            compute = Compute()
+            compute = Compute(max_waiting=queue)
             stack.callback(compute.close)
             try:
                 async with asyncio.timeout(timeout_s):

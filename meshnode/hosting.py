@@ -83,7 +83,7 @@ class ExpertHost:
 
     Args:
         state: Where generations are kept.
-        compute: The thread torch runs in.
+        compute: The threads that torch runs in.
         device: Where the modules live.
     """
 

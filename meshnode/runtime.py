@@ -76,7 +76,7 @@ class MeshRuntime:
         transport: Reaches the peers.
         key: Signs this node's records and contributions.
         mesh: Spec and trunk.
-        compute: The thread torch runs in.
+        compute: The threads that torch runs in.
         device: What torch computes on.
         telemetry: Is told what happens.
         moe: Where hivemind's own clients are; None if they are not served.

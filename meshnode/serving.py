@@ -8,6 +8,7 @@ Legend: B batch, D feature, C class, R rows over all experts of a call.
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -17,15 +18,16 @@ from meshnode.hosting import Answer, ExpertHost
 from meshnode.inference import RoutedInference
 from meshnode.inference.wire import infer_reply
 from meshnode.telemetry.instruments import Instruments
-from protocol.errors import Draining, MalformedTensor, ModuleMeshError, NotReady, UnknownExpert
+from protocol.errors import Draining, FrameTooLarge, MalformedTensor, ModuleMeshError, NotReady, UnknownExpert
 from protocol.framing import Announced, Frame
 from protocol.identifiers import PeerId
+from protocol.limits import MAX_FRAME_BYTES, MAX_IMAGES_PER_CALL
 from protocol.messages import ErrorReply, ExpertAnswer, Forward, ForwardReply, Infer, error_reply
 from protocol.tensors import require_header, require_tensor
 
 __all__ = ["Serving"]
 
-WAY_SHARE = 0.1
+WAY_SHARE: Final = 0.1
 """Share of a thin client's patience that is left for the way of images and answer."""
 
 
@@ -67,6 +69,7 @@ class Serving:
             NotReady: It routes nothing for thin clients.
             UnknownExpert: None of the experts is here.
             MalformedTensor: Its tensors are not what they have to be.
+            FrameTooLarge: What it asks for would be beyond the limit.
             Busy: It would wait longer than its caller does.
         """
         try:
@@ -76,8 +79,7 @@ class Serving:
                 case Forward() as forward:
                     self._check(forward, announced)
                 case Infer():
-                    self._require_inference()
-                    require_header(announced.tensors, "images", dtype="uint8", num_dims=(3, 4))
+                    self._check_images(announced)
             self._compute.check_room(wait_s)
         except ModuleMeshError as refusal:
             self._instruments.inference_requests.labels("server", refusal.code).inc()
@@ -94,14 +96,29 @@ class Serving:
         features = require_header(announced.tensors, "features", dtype="float32", num_dims=(2,))
         if features.shape[1] != self._feature_dim:
             raise MalformedTensor("features", f"experts here read {self._feature_dim}, got {features.shape[1]}")
-        wanted = {"features"}
+        num_rows = forward.num_rows or (features.shape[0],) * len(forward.experts)
         if forward.num_rows:
-            wanted.add("rows")
             rows = require_header(announced.tensors, "rows", dtype="int32", num_dims=(1,))
-            if rows.shape[0] != sum(forward.num_rows):
-                raise MalformedTensor("rows", f"num_rows are {sum(forward.num_rows)}, got {rows.shape[0]}")
-        if surplus := {header.name for header in announced.tensors} - wanted:
-            raise MalformedTensor(sorted(surplus)[0], "no expert reads it")
+            if rows.shape[0] != sum(num_rows):
+                raise MalformedTensor("rows", f"num_rows are {sum(num_rows)}, got {rows.shape[0]}")
+        _require_no_other(announced, {"features", "rows"} if forward.num_rows else {"features"})
+        # A row may be asked of every expert, so what comes of a request can be larger than the request.
+        read_bytes = 4 * self._feature_dim * sum(num_rows)
+        hosted = self._host.experts
+        answer_bytes = sum(
+            4 * number * len(hosted[uid].classes)
+            for uid, number in zip(forward.experts, num_rows, strict=True)
+            if uid in hosted
+        )
+        if max(read_bytes, answer_bytes) > MAX_FRAME_BYTES:
+            raise FrameTooLarge(max(read_bytes, answer_bytes), MAX_FRAME_BYTES)
+
+    def _check_images(self, announced: Announced) -> None:
+        self._require_inference()
+        images = require_header(announced.tensors, "images", dtype="uint8", num_dims=(3, 4))
+        _require_no_other(announced, {"images"})
+        if images.shape[0] > MAX_IMAGES_PER_CALL:
+            raise MalformedTensor("images", f"{images.shape[0]} images, at most {MAX_IMAGES_PER_CALL} at a time")
 
     async def forward(self, message: Forward, request: Frame) -> Frame:
         """Ask experts, all at once; one that fails has its error in its place.
@@ -139,6 +156,11 @@ class Serving:
         return infer_reply(prediction, me=me, my_name=my_name)
 
 
+def _require_no_other(announced: Announced, wanted: set[str]) -> None:
+    if surplus := {header.name for header in announced.tensors} - wanted:
+        raise MalformedTensor(sorted(surplus)[0], "nobody here reads it")
+
+
 async def _or_failure(asked: Awaitable[Answer]) -> Answer | ModuleMeshError:
     try:
         return await asked
@@ -153,7 +175,10 @@ def _parts(message: Forward, request: Frame, features_BD: np.ndarray) -> Sequenc
     rows_R = require_tensor(request.tensors, "rows", dtype="int32", shape=(sum(message.num_rows),))
     if len(rows_R) and (rows_R.min() < 0 or rows_R.max() >= len(features_BD)):
         raise MalformedTensor("rows", f"a row is none of the {len(features_BD)}")
-    return [features_BD[rows] for rows in np.split(rows_R, np.cumsum(message.num_rows)[:-1])]
+    parts = np.split(rows_R, np.cumsum(message.num_rows)[:-1])
+    if any((np.diff(rows) <= 0).any() for rows in parts):
+        raise MalformedTensor("rows", "those of an expert must increase")
+    return [features_BD[rows] for rows in parts]
 
 
 def _reply(outcomes: Sequence[Answer | ModuleMeshError]) -> Frame:

@@ -51,7 +51,7 @@ class NodeView:
         device: What torch computes on, and why.
         transport: Started.
         bootstrap: How it stands with the addresses to join through.
-        compute: The thread torch runs in.
+        compute: The threads that torch runs in.
         telemetry: Is told of the stop; ``/metrics`` reads its instruments and the node together.
     """
 

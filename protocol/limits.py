@@ -32,6 +32,7 @@ __all__ = [
     "MAX_EXPERTS_PER_CALL",
     "MAX_EXPERTS_PER_RECORD",
     "MAX_FRAME_BYTES",
+    "MAX_IMAGES_PER_CALL",
     "MAX_KIND_CHARS",
     "MAX_LINEAGE",
     "MAX_MESSAGE_HEADER_BYTES",
@@ -122,6 +123,8 @@ MAX_BLOB_BYTES: Final = 256 * MIB
 """A trunk is at most some tens of MB; this bounds the disk a digest can make a peer fill."""
 MAX_ERROR_TEXT_CHARS: Final = 512
 """Longer error texts are cut when sent."""
+MAX_IMAGES_PER_CALL: Final = 4096
+"""That a thin client sends at once: seconds of a node's trunk, in which others have their turns."""
 MAX_CALLS_PER_REPLY: Final = 256
 """Questions that a node names which it has asked for a thin client; 256 of them take some 50 KiB."""
 MAX_ERROR_FIELDS: Final = 8
@@ -134,10 +137,10 @@ BODY_CHUNK_BYTES: Final = 64 * KIB
 """Most of a body that is sent at a time: what a small message waits for behind a large one. 60 ms at 1 MB/s."""
 MAX_CHUNK_BYTES: Final = MAX_MESSAGE_HEADER_BYTES + BODY_CHUNK_BYTES + 8
 """The largest chunk: a whole header and the first piece of its body."""
-MAX_REQUESTS_PER_STREAM: Final = 1024
+MAX_REQUESTS_PER_STREAM: Final = 256
 """Requests under way on one stream; a caller with more waits, a callee refuses them as busy."""
 MAX_BYTES_ASSEMBLED: Final = 2 * MAX_FRAME_BYTES
-"""Bodies of one stream that are announced and not whole: two of the largest, or a thousand of 128 KiB."""
+"""Bodies of one stream that are announced and not done with: two of the largest, or 256 of 512 KiB."""
 MAX_WAIT_MS: Final = 2**32 - 1
 """Milliseconds that a caller waits: what four bytes hold, some seven weeks."""
 

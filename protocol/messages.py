@@ -6,13 +6,12 @@ A message is a request or its reply. Tensors are not in it: they follow it in th
 Shape legend: B batch, D feature, C class.
 """
 
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 import msgspec
 
 from protocol import limits
-from protocol.codec import decode_as, encode
-from protocol.errors import FrameTooLarge, ModuleMeshError
+from protocol.errors import ModuleMeshError
 from protocol.wiretypes import (
     AttemptField,
     ClassName,
@@ -49,8 +48,6 @@ __all__ = [
     "RoundOutcome",
     "RoundOutcomeQuery",
     "RoundProposal",
-    "decode_message",
-    "encode_message",
     "error_reply",
 ]
 
@@ -231,28 +228,6 @@ Message = (
     | Ack
     | ErrorReply
 )
-
-
-def encode_message(message: Message) -> bytes:
-    """The message as MessagePack.
-
-    Raises:
-        FrameTooLarge: More than ``MAX_MESSAGE_HEADER_BYTES``.
-    """
-    data = encode(message)
-    if len(data) > limits.MAX_MESSAGE_HEADER_BYTES:
-        raise FrameTooLarge(len(data), limits.MAX_MESSAGE_HEADER_BYTES)
-    return data
-
-
-def decode_message(data: bytes | memoryview) -> Message:
-    """The message that ``data`` is.
-
-    Raises:
-        FrameTooLarge: More than ``MAX_MESSAGE_HEADER_BYTES``.
-        MalformedMessage: Not MessagePack within the limits, no known tag, or a field out of bounds.
-    """
-    return decode_as(data, cast("type[Message]", Message), max_bytes=limits.MAX_MESSAGE_HEADER_BYTES)
 
 
 def error_reply(error: ModuleMeshError) -> ErrorReply:

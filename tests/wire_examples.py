@@ -42,7 +42,9 @@ MESSAGES = {
     messages.BlobPart: st.builds(messages.BlobPart, digests, blob_offsets, blob_offsets),
     messages.Forward: expert_lists.flatmap(_forwards),
     messages.ForwardReply: st.builds(messages.ForwardReply, answer_lists.map(tuple)),
-    messages.Infer: st.builds(messages.Infer, st.none() | st.integers(1, limits.MAX_EXPERTS_PER_RECORD), st.floats(0.001, 3600.0)),
+    messages.Infer: st.builds(
+        messages.Infer, st.none() | st.integers(1, limits.MAX_EXPERTS_PER_RECORD), st.floats(0.001, 3600.0)
+    ),
     messages.InferReply: st.builds(
         messages.InferReply, st.lists(names, max_size=5).map(tuple), st.lists(infer_calls, max_size=5).map(tuple)
     ),

@@ -65,7 +65,7 @@ async def _measure(
     addresses: Sequence[str], load: Load, images: tuple[NDArray[np.uint8], str], show: Show
 ) -> tuple[Report, Sequence[Request]]:
     batches = Batches(images[0], load.batch, seed=load.seed)
-    async with await MeshClient.join(addresses) as client:
+    async with await MeshClient.join(addresses, queue=load.concurrency) as client:
         # A mesh that answers nothing is an error with a name and not a table of failures.
         await client.predict(batches(0), top_k=load.top_k, timeout_s=load.timeout_s)
         seen = _seen(client)

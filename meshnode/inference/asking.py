@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import torch
@@ -16,12 +17,20 @@ from experts.router.gating import Gates
 from meshnode.directory import ExpertListing
 from meshnode.hosting import ExpertHost
 from meshnode.inference.prediction import Call
-from meshnode.inference.standings import Standings
+from meshnode.inference.standings import LEAST_PATIENCE_S, Standings
 from meshnode.transport.interface import Transport
-from protocol.errors import Busy, ModuleMeshError, NotReady, UnknownExpert, error_from_wire
+from protocol.errors import (
+    Busy,
+    CallTimeout,
+    FrameTooLarge,
+    ModuleMeshError,
+    NotReady,
+    UnknownExpert,
+    error_from_wire,
+)
 from protocol.framing import Frame
 from protocol.identifiers import ExpertUid, PeerId
-from protocol.limits import MAX_EXPERTS_PER_CALL
+from protocol.limits import MAX_EXPERTS_PER_CALL, MAX_FRAME_BYTES
 from protocol.messages import ErrorReply, ExpertAnswer, Forward, ForwardReply
 from protocol.tensors import require_tensor
 
@@ -30,7 +39,7 @@ __all__ = ["Answers", "Asker", "forward_request"]
 _ROUNDING = 1e-3
 """By how much an answer's probabilities may miss a sum of 1: 256 in float32 are far closer."""
 
-ATTEMPT_SHARE = 0.4
+ATTEMPT_SHARE: Final = 0.4
 """Share of the deadline that one silent replica may cost: two can be silent and a third still answers in time."""
 
 Outcome = np.ndarray | ModuleMeshError
@@ -84,7 +93,12 @@ class Asker:
             gates: Which rows want it.
             features_BD: Trunk features of all rows, float32.
             deadline_s: By the monotonic clock.
+
+        Raises:
+            FrameTooLarge: More rows than one call can carry.
         """
+        if features_BD.nbytes > MAX_FRAME_BYTES:
+            raise FrameTooLarge(features_BD.nbytes, MAX_FRAME_BYTES)
         wanted = []
         for column, uid in enumerate(gates.uids):
             rows = gates.rows_of(uid)
@@ -108,13 +122,14 @@ class Asker:
     async def _ask(
         self, wanted: Sequence[_Wanted], features_BD: np.ndarray, deadline_s: float, answers: Answers
     ) -> None:
-        by_peer: dict[PeerId, list[_Wanted]] = {}
+        # Those that nobody else holds have calls of their own: they are waited for to the end, the others are not.
+        calls: dict[tuple[PeerId, bool], list[_Wanted]] = {}
         for want in wanted:
             if want.names:
-                by_peer.setdefault(self._next(want), []).append(want)
+                calls.setdefault((self._next(want), len(want.names) == 1), []).append(want)
         shares = [
             (peer_id, wants[begin : begin + MAX_EXPERTS_PER_CALL])
-            for peer_id, wants in by_peer.items()
+            for (peer_id, _), wants in calls.items()
             for begin in range(0, len(wants), MAX_EXPERTS_PER_CALL)
         ]
         await asyncio.gather(
@@ -137,29 +152,38 @@ class Asker:
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             return
-        alone = any(len(want.names) == 1 for want in wants)
-        attempt_s = left_s if alone else min(ATTEMPT_SHARE * left_s, self._standings.patience_s(peer_id))
+        is_last = len(wants[0].names) == 1
+        attempt_s = left_s if is_last else min(ATTEMPT_SHARE * left_s, self._standings.patience_s(peer_id))
         began_s = time.perf_counter()
         if self._host is not None and peer_id == self._transport.peer_id:
-            outcomes = await self._at_home(self._host, wants, features_BD)
+            outcomes = await self._at_home(self._host, wants, features_BD, attempt_s)
         else:
             outcomes = await self._over_the_network(peer_id, wants, features_BD, attempt_s)
         elapsed_ms = 1e3 * (time.perf_counter() - began_s)
-        again = []
+        again, pause_s = [], 0.0
         for want, outcome in zip(wants, outcomes, strict=True):
             answers.calls.append(_call(want, peer_id, elapsed_ms, outcome))
-            if isinstance(outcome, ModuleMeshError):
+            if isinstance(outcome, Busy) and is_last:
+                again.append(want)  # there is nobody else; it has said when to come back
+                pause_s = max(pause_s, outcome.retry_after_s)
+            elif isinstance(outcome, ModuleMeshError):
                 again.append(want.without(peer_id))
             else:
                 response = ExpertResponse(want.listing.classes, want.rows, torch.from_numpy(outcome))
                 answers.responses[want.listing.uid] = response
-        if again:
+        if again and pause_s < deadline_s - time.monotonic():
+            await asyncio.sleep(pause_s)
             await self._ask(again, features_BD, deadline_s, answers)
 
-    async def _at_home(self, host: ExpertHost, wants: Sequence[_Wanted], features_BD: np.ndarray) -> Sequence[Outcome]:
+    async def _at_home(
+        self, host: ExpertHost, wants: Sequence[_Wanted], features_BD: np.ndarray, timeout_s: float
+    ) -> Sequence[Outcome]:
         async def ask(want: _Wanted) -> Outcome:
             try:
-                return (await host.answer(want.listing.uid, features_BD[want.rows.numpy()])).probabilities
+                async with asyncio.timeout(timeout_s):
+                    return (await host.answer(want.listing.uid, features_BD[want.rows.numpy()])).probabilities
+            except TimeoutError:
+                return CallTimeout(self._transport.peer_id, "Forward", timeout_s)
             except ModuleMeshError as failure:
                 return failure
 
@@ -178,20 +202,29 @@ class Asker:
         except asyncio.CancelledError:
             standings.left(peer_id)
             raise
-        except Busy as busy:
-            standings.busy(peer_id, busy.retry_after_s)
-            return [busy] * len(wants)
-        except UnknownExpert as unknown:
-            standings.left(peer_id)
-            return [unknown] * len(wants)
         except ModuleMeshError as failure:  # whatever a peer answers with is its failure, never the query's
+            outcomes = [failure] * len(wants)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, ModuleMeshError)]
+        busy_s = [failure.retry_after_s for failure in failures if isinstance(failure, Busy)]
+        if any(_counts(failure, timeout_s) for failure in failures):
             standings.failed(peer_id)
-            return [failure] * len(wants)
-        if any(isinstance(outcome, ModuleMeshError) and not isinstance(outcome, UnknownExpert) for outcome in outcomes):
-            standings.failed(peer_id)
+        elif busy_s:
+            standings.busy(peer_id, max(busy_s))
+        elif len(failures) == len(outcomes):
+            standings.left(peer_id)
         else:
             standings.answered(peer_id, time.perf_counter() - began_s)
         return outcomes
+
+
+def _counts(failure: ModuleMeshError, timeout_s: float) -> bool:
+    """Whether a failure tells something of its peer.
+
+    To be busy, or not to hold an expert any more, does not; nor does silence of which there was only a moment.
+    """
+    if isinstance(failure, CallTimeout):
+        return timeout_s >= LEAST_PATIENCE_S
+    return not isinstance(failure, Busy | UnknownExpert)
 
 
 def forward_request(rows: Mapping[ExpertUid, np.ndarray], features_BD: np.ndarray) -> Frame:

@@ -7,8 +7,10 @@ any answer is an error that names the experts, never a zero.
 Legend: B batch, D feature, C class, E expert.
 """
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -27,10 +29,16 @@ from meshnode.inference.standings import Standings
 from meshnode.mesh import Mesh
 from meshnode.telemetry.instruments import Instruments
 from meshnode.transport.interface import Transport
-from protocol.errors import NoRoute, NotReady, RowsUnanswered
+from protocol.errors import CallTimeout, NoRoute, NotReady, RowsUnanswered
 from protocol.identifiers import ExpertUid
 
 __all__ = ["RoutedInference"]
+
+TRUNK_ROWS: Final = 64
+"""Images whose features are computed at once: a tenth of a second on a slow trunk."""
+
+GRACE_S: Final = 0.25
+"""How long after its deadline a prediction may still say which experts have not answered."""
 
 
 class RoutedInference:
@@ -63,6 +71,7 @@ class RoutedInference:
         self._instruments = instruments or Instruments()
         self.standings = Standings()
         """How the peers have answered so far."""
+        self._me = transport.peer_id
         self._asker = Asker(transport, self.standings, host)
 
     async def predict(self, images: np.ndarray, *, timeout_s: float, top_k: int | None = None) -> Prediction:
@@ -77,11 +86,18 @@ class RoutedInference:
             NotReady: No router yet: nobody has contributed statistics.
             NoRoute: No expert is advertised.
             RowsUnanswered: Some rows had no answer from any of their experts.
+            CallTimeout: This process itself has not come to them in time.
             MalformedDataset: `images` are not images.
+            FrameTooLarge: They are more than one call can carry the features of.
             Busy: This process has too much to do.
         """
         with self._instruments.inference("client"):
-            return await self._predict(images, timeout_s=timeout_s, top_k=top_k)
+            try:
+                # Experts are given up in time; a moment more is for saying so.
+                async with asyncio.timeout(timeout_s + GRACE_S):
+                    return await self._predict(images, timeout_s=timeout_s, top_k=top_k)
+            except TimeoutError as exc:
+                raise CallTimeout(self._me, "predict", timeout_s) from exc
 
     async def _predict(self, images: np.ndarray, *, timeout_s: float, top_k: int | None) -> Prediction:
         began_s, deadline_s = time.perf_counter(), time.monotonic() + timeout_s
@@ -90,9 +106,8 @@ class RoutedInference:
         if not experts:
             raise NoRoute()
         settings = self._mesh.spec.router
-        features_BD, gates = await self._compute.run(
-            _features_and_gates, self._mesh, view, images, experts, top_k or settings.top_k
-        )
+        features_BD = np.concatenate([await self._compute.run(_features, self._mesh, part) for part in _parts(images)])
+        gates = await self._compute.run(_gates, self._mesh, view, features_BD, experts, top_k or settings.top_k)
         answers = await self._asker.ask(experts, gates, features_BD, deadline_s)
         classes = sorted({name for listing in experts.values() for name in listing.classes})
         try:
@@ -123,20 +138,30 @@ class RoutedInference:
         return view
 
 
-def _features_and_gates(
+def _parts(images: np.ndarray) -> Sequence[np.ndarray]:
+    """The batch in parts after each of which others have their turn."""
+    if images.ndim == 0 or len(images) <= TRUNK_ROWS:
+        return [images]
+    return [images[begin : begin + TRUNK_ROWS] for begin in range(0, len(images), TRUNK_ROWS)]
+
+
+def _features(mesh: Mesh, images: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return np.asarray(features_of(mesh.trunk, images).cpu().numpy())
+
+
+def _gates(
     mesh: Mesh,
     view: RouterView,
-    images: np.ndarray,
+    features_BD: np.ndarray,
     experts: Mapping[ExpertUid, ExpertListing],
     top_k: int,
-) -> tuple[np.ndarray, Gates]:
+) -> Gates:
     with torch.inference_mode():
-        features_BD = features_of(mesh.trunk, images).cpu()
-        gates = gate(
-            view.router.scores(features_BD),
+        return gate(
+            view.router.scores(torch.from_numpy(features_BD)),
             view.router.classes,
             {uid: listing.classes for uid, listing in experts.items()},
             tau=mesh.spec.router.tau,
             top_k=top_k,
         )
-    return features_BD.numpy(), gates

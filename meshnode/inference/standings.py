@@ -3,8 +3,8 @@
 A peer's cost is the time that its answers took, a running mean, times the questions that it has under way: what a
 question more will probably take. Peers that cost about the same are asked in turn, so that they share the load and
 none goes long without being measured; what was measured long ago counts for less and less. A peer that fails is
-banned, for twice as long each time, until it answers; banned peers are asked last and never left out, so that the last
-replica of an expert is always asked.
+banned, for twice as long each time, until it answers; banned peers are asked last and never left out. One that is new,
+or back from a ban, is tried with one question at a time.
 """
 
 import itertools
@@ -30,9 +30,15 @@ FIRST_BAN_S: Final = 1.0
 LONGEST_BAN_S: Final = 120.0
 """A peer is asked again after two minutes at the latest: the length of a restart on a slow machine."""
 
+MOST_DOUBLINGS: Final = 10
+"""More than from the first ban to the longest."""
+
 PATIENCE_RATIO: Final = 10.0
 LEAST_PATIENCE_S: Final = 0.5
 """A peer that takes ten times its usual time, and half a second, is not waited for while there is another one."""
+
+FIRST_PATIENCE_S: Final = 1.0
+"""Nor is one that takes a second for its first answer, for which a link has to be opened."""
 
 
 @dataclass(slots=True)
@@ -76,9 +82,14 @@ class Standings:
         standing.failures, standing.banned_until = 0, float("-inf")
 
     def failed(self, peer_id: PeerId) -> None:
-        """It was silent, or what it said was no answer: it is banned, for longer than the last time."""
+        """It was silent, or what it said was no answer: it is banned, for longer than the last time.
+
+        What fails during a ban was asked before it, and failed of the same cause.
+        """
         standing = self._ended(peer_id)
-        ban_s = min(FIRST_BAN_S * 2**standing.failures, LONGEST_BAN_S)
+        if self._now_s() < standing.banned_until:
+            return
+        ban_s = min(FIRST_BAN_S * 2 ** min(standing.failures, MOST_DOUBLINGS), LONGEST_BAN_S)
         standing.failures += 1
         standing.banned_until = self._now_s() + ban_s
 
@@ -112,13 +123,14 @@ class Standings:
     def patience_s(self, peer_id: PeerId) -> float:
         """How long to wait for it while another one could be asked."""
         mean_s = self._peers.get(peer_id, _UNKNOWN).mean_s
-        return float("inf") if mean_s is None else max(LEAST_PATIENCE_S, PATIENCE_RATIO * mean_s)
+        return FIRST_PATIENCE_S if mean_s is None else max(LEAST_PATIENCE_S, PATIENCE_RATIO * mean_s)
 
     def _cost(self, standing: _Standing, now_s: float) -> float:
-        if standing.mean_s is None:
-            return 0.0  # to be measured
+        if standing.mean_s is None or standing.failures:
+            return float("inf") if standing.under_way else 0.0  # to be measured, by one question
+        # Only the first question is lured by what has faded: the others wait for what becomes of it.
         faded: float = 0.5 ** ((now_s - standing.measured_at) / FADING_S)
-        return standing.mean_s * faded * (1 + standing.under_way)
+        return standing.mean_s * (faded + standing.under_way)
 
     def _ended(self, peer_id: PeerId) -> _Standing:
         standing = self._peers.setdefault(peer_id, _Standing())

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -10,14 +11,15 @@ from meshnode.inference.prediction import Prediction
 from meshnode.inference.standings import Standings
 from meshnode.inference.wire import prediction_of
 from meshnode.transport.interface import Transport
-from protocol.errors import Busy, CallFailed, ModuleMeshError, NotReady
+from protocol.errors import Busy, CallFailed, ModuleMeshError, NotReady, RefusedInput
 from protocol.framing import Frame
 from protocol.identifiers import PeerId
+from protocol.limits import MAX_ERROR_TEXT_CHARS
 from protocol.messages import Infer
 
 __all__ = ["ThinInference"]
 
-ATTEMPT_SHARE = 0.5
+NODE_SHARE: Final = 0.5
 """Share of what is left of the deadline that one node may take while there is another one."""
 
 
@@ -57,11 +59,10 @@ class ThinInference:
             self._standings.asking(peer_id)
             asked_s = time.monotonic()
             try:
-                attempt_s = left_s if number == len(nodes) else ATTEMPT_SHARE * left_s
+                attempt_s = left_s if number == len(nodes) else NODE_SHARE * left_s
                 request = Frame(Infer(top_k=top_k, wait_s=attempt_s), {"images": images})
                 reply = await self._transport.call(peer_id, request, timeout_s=attempt_s)
-                elapsed_ms = 1e3 * (time.monotonic() - began_s)
-                prediction = prediction_of(reply, num_rows=len(images), elapsed_ms=elapsed_ms)
+                prediction = _read(reply, num_rows=len(images), began_s=began_s)
             except Busy as busy:
                 self._standings.busy(peer_id, busy.retry_after_s)
                 failure = busy
@@ -75,3 +76,11 @@ class ThinInference:
                 self._standings.answered(peer_id, time.monotonic() - asked_s)
                 return prediction
         raise failure
+
+
+def _read(reply: Frame, *, num_rows: int, began_s: float) -> Prediction:
+    """What the node has answered; a reply that is no answer is the node's failure, and not the question's."""
+    try:
+        return prediction_of(reply, num_rows=num_rows, elapsed_ms=1e3 * (time.monotonic() - began_s))
+    except RefusedInput as exc:
+        raise NotReady(f"the node's answer cannot be read: {exc.message}"[:MAX_ERROR_TEXT_CHARS]) from exc

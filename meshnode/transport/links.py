@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import math
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, cast
 
@@ -54,6 +55,9 @@ CLOSE_IDLE_S: Final = 600.0
 
 CALLER_GONE_S: Final = 4 * PING_IDLE_S
 """A caller that neither asks nor pings for so long has gone without a word."""
+
+LONGEST_WAIT_S: Final = 3600.0
+"""A caller that says it waits longer is taken to wait so long."""
 
 BUSY_RETRY_S: Final = 0.1
 """What a caller is told who has too much under way on one stream."""
@@ -267,6 +271,21 @@ class CallerLink(Link):
         self._under_way.clear()
 
 
+@dataclass(slots=True, eq=False)
+class _Request:
+    """One that a callee has let in."""
+
+    kind: str
+    """Of traffic."""
+    body_bytes: int
+    wait_s: float
+    """How long its caller waits."""
+    deadline_s: float
+    """When it no longer does, by the monotonic clock."""
+    task: asyncio.Task[None] | None = None
+    """Answers it, once its body is whole."""
+
+
 class CalleeLink(Link):
     """The end that answers.
 
@@ -282,19 +301,26 @@ class CalleeLink(Link):
         self._sender = sender
         self._handler = handler
         self._admit = admit
-        self._waits: dict[int, float] = {}
-        """Requests of which the body is on its way: how many seconds their caller waits."""
-        self._answering: dict[int, asyncio.Task[None]] = {}
+        self._requests: dict[int, _Request] = {}
+        """Begun, and neither answered nor cancelled."""
+        self._held_bytes = 0
+        """Of their bodies, from the moment that these are announced."""
 
     @property
     def answering(self) -> set[asyncio.Task[None]]:
-        """The requests under way."""
-        return set(self._answering.values())
+        """The requests that are whole and not answered."""
+        return {request.task for request in self._requests.values() if request.task is not None}
 
     def tick(self, now_s: float) -> None:
-        if now_s - self._moved_at >= CALLER_GONE_S and not self._answering:
+        if now_s - self._moved_at >= CALLER_GONE_S and not self.answering:
             self.close()
-        elif self._waits:
+            return
+        coming = {number: request for number, request in self._requests.items() if request.task is None}
+        for request_id, request in coming.items():
+            if now_s >= request.deadline_s:
+                self._end(request_id)
+                self._refuse(request_id, CallTimeout(self._sender, "its body", request.wait_s), request.kind)
+        if coming:
             # On a slow line much of a body is between the two ends, where its caller sees nothing of its coming on.
             self._outbox.signal(ChunkKind.PONG)
             self._write()
@@ -315,63 +341,73 @@ class CalleeLink(Link):
             case Began(request_id, wait_ms, announced):
                 self._begin(request_id, wait_ms / 1e3, announced)
             case Whole(request_id, frame, num_bytes):
-                kind = kind_of(frame.message)
-                self._traffic.received[kind] += num_bytes
-                work = self._answer(request_id, frame, kind, self._waits.pop(request_id))
-                task = asyncio.get_running_loop().create_task(work, name="answer")
-                self._answering[request_id] = task
-                task.add_done_callback(partial(self._answered, request_id, kind))
+                request = self._requests[request_id]
+                self._traffic.received[request.kind] += num_bytes
+                work = self._answer(request_id, frame, request)
+                request.task = asyncio.get_running_loop().create_task(work, name="answer")
+                request.task.add_done_callback(partial(self._answered, request_id, request))
             case Failed(request_id, error):
-                self._waits.pop(request_id, None)
+                self._end(request_id)
                 self._refuse(request_id, error)
             case Signalled(ChunkKind.PING, _):
                 self._outbox.signal(ChunkKind.PONG)
             case Signalled(_, request_id):  # CANCEL
-                self._waits.pop(request_id, None)
                 self._outbox.drop(request_id)
-                if request_id in self._answering:
-                    self._answering.pop(request_id).cancel()
+                ended = self._end(request_id)
+                if ended is not None and ended.task is not None:
+                    ended.task.cancel()
 
     def _begin(self, request_id: int, wait_s: float, announced: Announced) -> None:
         if request_id == 0:
             raise MalformedMessage("request id", reason="0 is the stream's own")
-        if request_id in self._answering:
+        if request_id in self._requests:
             raise MalformedMessage("request id", reason=f"{request_id} begins before it has been answered")
+        kind, body_bytes = kind_of(announced.message), announced.body_bytes
+        wait_s = min(wait_s, LONGEST_WAIT_S)
         try:
-            if len(self._answering) + len(self._waits) >= limits.MAX_REQUESTS_PER_STREAM:
+            if len(self._requests) >= limits.MAX_REQUESTS_PER_STREAM:
                 raise Busy(retry_after_s=BUSY_RETRY_S)
-            if self._inbox.assembling_bytes > limits.MAX_BYTES_ASSEMBLED:
+            if self._held_bytes + body_bytes > limits.MAX_BYTES_ASSEMBLED:
                 raise Busy(retry_after_s=BUSY_RETRY_S)
             self._admit(self._sender, announced, wait_s)
         except ModuleMeshError as refusal:
             self._inbox.drop(request_id)
-            self._refuse(request_id, refusal, kind_of(announced.message))
+            self._refuse(request_id, refusal, kind)
         else:
-            self._waits[request_id] = wait_s
+            self._requests[request_id] = _Request(kind, body_bytes, wait_s, time.monotonic() + wait_s)
+            self._held_bytes += body_bytes
 
-    async def _answer(self, request_id: int, request: Frame, kind: str, wait_s: float) -> None:
+    def _end(self, request_id: int) -> _Request | None:
+        """Forget a request, if there is one of this id, and what has come of it."""
+        request = self._requests.pop(request_id, None)
+        if request is not None:
+            self._inbox.drop(request_id)
+            self._held_bytes -= request.body_bytes
+        return request
+
+    async def _answer(self, request_id: int, frame: Frame, request: _Request) -> None:
         # Behind its caller's deadline an answer helps nobody; the caller has stopped waiting by itself.
-        deadline = asyncio.timeout(wait_s)
+        deadline = asyncio.timeout(max(0.0, request.deadline_s - time.monotonic()))
         try:
             async with deadline:
-                reply = encode_frame(await self._handler(self._sender, request))
+                reply = encode_frame(await self._handler(self._sender, frame))
         except TimeoutError:
             if not deadline.expired():
                 raise  # a bug of the handler
-            error = CallTimeout(self._sender, type(request.message).__name__, wait_s)
+            error = CallTimeout(self._sender, type(frame.message).__name__, request.wait_s)
             reply = encode_frame(Frame(error_reply(error)))
         except ModuleMeshError as error:
             reply = encode_frame(Frame(error_reply(error)))
-        self._send(request_id, reply, kind)
+        self._send(request_id, reply, request.kind)
         self._write()
 
-    def _answered(self, request_id: int, kind: str, task: asyncio.Task[None]) -> None:
-        if self._answering.get(request_id) is task:
-            del self._answering[request_id]
+    def _answered(self, request_id: int, request: _Request, task: asyncio.Task[None]) -> None:
+        if self._requests.get(request_id) is request:
+            self._end(request_id)
         # A bug of ours is told to the log, and its caller need not wait out the deadline.
         if not task.cancelled() and (bug := task.exception()) is not None:
             log.error("a request could not be answered", peer=self._sender, exc_info=bug)
-            self._refuse(request_id, RemoteFailure(None, "failure", type(bug).__name__), kind)
+            self._refuse(request_id, RemoteFailure(None, "failure", type(bug).__name__), request.kind)
             self._write()
 
     def _refuse(self, request_id: int, error: ModuleMeshError, kind: str = "control") -> None:
@@ -390,10 +426,9 @@ class CalleeLink(Link):
         self.close()
 
     def _lost(self, reason: str) -> None:
-        self._waits.clear()
-        for task in self._answering.values():
+        for task in self.answering:
             task.cancel()
-        self._answering.clear()
+        self._requests.clear()
 
 
 def _stream_error(announced: Announced, peer_id: PeerId) -> RefusedInput:

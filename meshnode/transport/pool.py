@@ -15,8 +15,9 @@ from protocol.messages import ErrorReply
 
 __all__ = ["LinkPool"]
 
-LONGEST_BUSY_S: Final = 5.0
-"""A peer that says it is busy is left alone for no longer than this, whatever it says."""
+LONGEST_BUSY_S: Final = 1.0
+"""A peer that says it is busy is left alone for no longer than this, whatever it says: what it told an impatient
+caller keeps patient ones away too."""
 
 
 class LinkPool:

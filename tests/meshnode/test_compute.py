@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from meshnode.compute import Compute
-from protocol.errors import Busy
+from protocol.errors import Busy, Draining
 
 
 @pytest.fixture
@@ -90,6 +90,7 @@ async def test_rows_that_wait_for_the_same_are_computed_at_once_up_to_the_larges
     await blocked.release()
     for part, answer in zip(parts, await asyncio.gather(*answers), strict=True):
         assert np.array_equal(answer, part + 1)
+    # Nobody overtakes: the first that does not fit ends the batch, and one that is too large by itself goes alone.
     assert sizes == [6, 4, 20, 1]
 
 
@@ -114,20 +115,45 @@ async def test_different_functions_are_not_mixed_and_are_computed_in_the_order_i
     assert calls == ["a", "b"]
 
 
-async def test_a_failure_is_that_of_every_question_of_the_batch_and_of_no_other(compute: Compute) -> None:
-    def fail(rows: np.ndarray) -> np.ndarray:
-        raise ValueError("no")
+async def test_a_question_that_fails_is_no_failure_of_those_it_was_computed_with(compute: Compute) -> None:
+    def refuse_zeros(rows: np.ndarray) -> np.ndarray:
+        if not rows.all():
+            raise ValueError("no")
+        return rows + 1
 
     blocked = Blocked(compute)
-    failing = [asyncio.create_task(compute.run_rows("bad", fail, np.zeros((1, 1)))) for _ in range(2)]
-    good = asyncio.create_task(compute.run_rows("good", add_one, np.zeros((1, 1))))
+    parts = [np.full((2, 1), number) for number in (1, 0, 2)]
+    first, failing, last = (asyncio.create_task(compute.run_rows("x", refuse_zeros, part)) for part in parts)
     await asyncio.sleep(0)
     await blocked.release()
-    assert (await good)[0, 0] == 1
-    for task in failing:
-        with pytest.raises(ValueError, match="no"):
-            await task
+    assert np.array_equal(await first, parts[0] + 1)
+    assert np.array_equal(await last, parts[2] + 1)
+    with pytest.raises(ValueError, match="no"):
+        await failing
     assert compute.waiting == 0
+
+
+async def test_what_was_cancelled_while_others_were_computed_is_not_computed_either(compute: Compute) -> None:
+    ran: list[int] = []
+    loop = asyncio.get_running_loop()
+    began, gate = asyncio.Event(), threading.Event()
+
+    def first() -> None:
+        loop.call_soon_threadsafe(began.set)
+        gate.wait(5)
+
+    running = asyncio.create_task(compute.run(first))
+    waiting = [asyncio.create_task(compute.run(ran.append, number)) for number in range(20)]
+    await began.wait()
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+    assert compute.waiting == 1
+    assert not compute._waiting  # their rows are not kept either
+    gate.set()
+    await running
+    await compute.run(ran.append, -1)
+    assert ran == [-1]
 
 
 async def test_a_cancelled_question_is_not_computed_and_makes_room(compute: Compute) -> None:
@@ -176,5 +202,21 @@ async def test_closing_drops_what_waits_and_lets_what_runs_finish() -> None:
     threading.Timer(0.05, gate.set).start()
     compute.close()
     assert await running
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(Draining):
         await waiting
+    with pytest.raises(Draining):
+        await compute.run(sum, [1])
+
+
+async def test_a_question_that_takes_long_counts_no_more_than_each_of_many_that_do_not(compute: Compute) -> None:
+    await compute.run(threading.Event().wait, 0.05)
+    for _ in range(3):
+        blocked = Blocked(compute)
+        many = [asyncio.create_task(compute.run_rows("x", add_one, np.zeros((1, 1)))) for _ in range(8)]
+        await asyncio.sleep(0)
+        await blocked.release()
+        await asyncio.gather(*many)
+    waiting = [asyncio.create_task(compute.run(sum, [])) for _ in range(10)]
+    await asyncio.sleep(0)
+    assert compute.expected_wait_s < 10 * 0.005
+    await asyncio.gather(*waiting)

@@ -1,6 +1,7 @@
 """Routed inference over several nodes is the same computation as at one place, and goes round what is silent."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -26,7 +27,7 @@ from experts.trunk.base import features_of
 from meshnode.hosting import HostedExpert
 from meshnode.inference import RoutedInference
 from meshnode.transport.interface import FrameHandler
-from protocol.errors import Busy, MalformedTensor, NoRoute, NotReady, RowsUnanswered
+from protocol.errors import Busy, CallTimeout, MalformedTensor, NoRoute, NotReady, RowsUnanswered
 from protocol.framing import Announced, Frame
 from protocol.identifiers import Digest, PeerId
 from protocol.messages import Ack, ExpertAnswer, Forward, ForwardReply, error_reply
@@ -309,6 +310,85 @@ async def test_the_experts_of_one_peer_are_asked_in_one_call_with_each_row_sent_
             assert set(request.message.experts) == set(node.host.experts)
             assert request.tensors["features"].shape == (len(IMAGES), MESH.spec.feature_dim)
         assert len(asked) == 2
+
+
+async def test_an_expert_with_another_replica_does_not_wait_for_one_without(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"both": [FIRST, SECOND], "b": [SECOND]}) as (client, nodes):
+        nodes["both"].go_silent()
+        client.inference.standings.failed(nodes["b"].peer_id)  # so that the silent one is asked first for both
+        began_s = time.monotonic()
+        prediction = await client.inference.predict(IMAGES, timeout_s=1.5, top_k=2)
+        assert time.monotonic() - began_s < 2.5
+        answered = {call.peer_name for call in prediction.calls if call.error is None}
+        assert answered == {"b"}
+        assert prediction.missing_mass_B.all()  # of the expert that nobody else has
+
+
+async def test_the_last_replica_is_asked_again_when_it_has_time(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST, SECOND]}) as (client, nodes):
+        node = nodes["a"]
+        refusals = iter([0.05, 0.05])
+
+        def busy_twice(sender: PeerId, announced: Announced, wait_s: float) -> None:
+            if retry_after_s := next(refusals, None):
+                raise Busy(retry_after_s)
+
+        node.transport.serve(node.handlers, busy_twice)
+        prediction = await client.inference.predict(IMAGES, timeout_s=20)
+        assert not prediction.missing_mass_B.any()
+        assert [call.error is None for call in prediction.calls][-1]
+        assert not client.inference.standings.banned(node.peer_id)
+
+
+async def test_an_expert_that_is_busy_among_others_is_no_failure_of_its_peer(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST, SECOND], "b": [FIRST, SECOND]}) as (client, nodes):
+        node = nodes["a"]
+
+        async def first_is_busy(sender: PeerId, request: Frame) -> Frame:
+            reply = await node.handlers(sender, request)
+            assert isinstance(reply.message, ForwardReply)
+            answers = (error_reply(Busy(0.01)), *reply.message.answers[1:])
+            tensors = {name: tensor for name, tensor in reply.tensors.items() if name != "probabilities.0"}
+            return Frame(ForwardReply(answers=answers), tensors)
+
+        node.transport.serve(first_is_busy, node.handlers.admit)
+        client.inference.standings.failed(nodes["b"].peer_id)
+        prediction = await client.inference.predict(IMAGES, timeout_s=20, top_k=2)
+        assert not prediction.missing_mass_B.any()
+        await asyncio.sleep(0.02)
+        assert not client.inference.standings.banned(node.peer_id)
+
+
+async def test_a_deadline_that_nobody_can_keep_tells_nothing_of_the_peers(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST, SECOND]}) as (client, nodes):
+        nodes["a"].go_silent()
+        with pytest.raises(RowsUnanswered):
+            await client.inference.predict(IMAGES, timeout_s=0.1)
+        assert not client.inference.standings.banned(nodes["a"].peer_id)
+        with pytest.raises(RowsUnanswered):
+            await client.inference.predict(IMAGES, timeout_s=0.7)
+        assert client.inference.standings.banned(nodes["a"].peer_id)
+
+
+async def test_the_deadline_holds_where_this_process_itself_is_busy(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST, SECOND]}) as (client, _):
+        gate = threading.Event()
+        blocked = asyncio.create_task(client.compute.run(gate.wait))
+        await asyncio.sleep(0)
+        with pytest.raises(CallTimeout):
+            await client.inference.predict(IMAGES, timeout_s=0.1)
+        gate.set()
+        await blocked
+
+
+async def test_a_large_batch_is_computed_in_parts_between_which_others_have_their_turn(tmp_path: Path) -> None:
+    async with mesh_of(tmp_path, {"a": [FIRST, SECOND]}) as (client, _):
+        many = np.tile(IMAGES, (20, 1, 1))
+        large = asyncio.create_task(client.inference.predict(many, timeout_s=20))
+        await asyncio.sleep(0)
+        small = await client.inference.predict(IMAGES, timeout_s=20)
+        assert not large.done()
+        assert (await large).predictions == small.predictions * 20
 
 
 async def test_experts_that_fail_at_one_peer_are_asked_at_their_next_replicas_each(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from threading import Event
 
@@ -25,10 +25,12 @@ from experts.architectures.base import probabilities
 from meshnode.inference.asking import forward_request
 from meshnode.inference.thin import ThinInference
 from meshnode.serving import Serving
-from protocol.errors import Busy, Draining, MalformedTensor, NotReady, UnknownExpert
+from protocol import limits
+from protocol.errors import Busy, Draining, FrameTooLarge, MalformedTensor, NotReady, UnknownExpert
 from protocol.framing import Announced, Frame, decode_header, encode_frame
-from protocol.identifiers import ExpertUid, digest_of
-from protocol.messages import ErrorReply, ExpertAnswer, Forward, ForwardReply, Infer
+from protocol.identifiers import ExpertUid, PeerId, digest_of
+from protocol.messages import Ack, ErrorReply, ExpertAnswer, Forward, ForwardReply, Infer, InferReply
+from protocol.tensors import TensorHeader
 
 PEER = key_of("peer").peer_id
 ABSENT = ExpertUid(digest_of(b"expert"))
@@ -123,6 +125,30 @@ async def test_rows_that_there_are_not_are_refused(tmp_path: Path, rows: list[in
         tensors = {"features": features_of_rows(2), "rows": np.array(rows, np.int32)}
         with pytest.raises(MalformedTensor):
             await node.handlers(PEER, Frame(message, tensors))
+
+
+async def test_a_row_cannot_be_asked_for_again_and_again(tmp_path: Path) -> None:
+    async with serving_node(tmp_path) as (node, uid, _):
+        message = Forward(experts=(uid,), num_rows=(3,))
+        tensors = {"features": features_of_rows(2), "rows": np.array([0, 1, 1], np.int32)}
+        with pytest.raises(MalformedTensor):
+            await node.handlers(PEER, Frame(message, tensors))
+
+
+async def test_what_would_become_larger_than_a_frame_is_refused_by_the_header(tmp_path: Path) -> None:
+    async with serving_node(tmp_path) as (node, first, second):
+        # Few bytes of row numbers, each of which stands for a whole row of features.
+        num_rows = limits.MAX_FRAME_BYTES // (4 * DIM) + 1
+        message = Forward(experts=(first, second), num_rows=(num_rows - 1, 1))
+        headers = (TensorHeader("features", "float32", (1, DIM)), TensorHeader("rows", "int32", (num_rows,)))
+        with pytest.raises(FrameTooLarge):
+            node.handlers.admit(PEER, Announced(message, headers), 5.0)
+        # Each row is asked of both: together they would read more than a frame.
+        half = limits.MAX_FRAME_BYTES // (4 * DIM) // 2
+        for number, is_refused in ((half, False), (half + 1, True)):
+            both = Announced(Forward(experts=(first, second)), (TensorHeader("features", "float32", (number, DIM)),))
+            with pytest.raises(FrameTooLarge) if is_refused else nullcontext():
+                node.handlers.admit(PEER, both, 5.0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -236,6 +262,62 @@ async def test_a_question_whose_caller_has_gone_is_not_computed(tmp_path: Path) 
 
 
 # --- thin clients ---
+
+
+async def test_more_images_than_a_node_routes_at_once_are_refused_by_the_header(tmp_path: Path) -> None:
+    async with routed(tmp_path) as (front, _):
+        for number, is_refused in ((limits.MAX_IMAGES_PER_CALL, False), (limits.MAX_IMAGES_PER_CALL + 1, True)):
+            request = Announced(Infer(None, 5.0), (TensorHeader("images", "uint8", (number, 1, 1)),))
+            with pytest.raises(MalformedTensor) if is_refused else nullcontext():
+                front.handlers.admit(PEER, request, 5.0)
+
+
+async def test_what_a_replica_says_in_its_failure_does_not_spoil_a_thin_clients_answer(tmp_path: Path) -> None:
+    async with memory_nodes(memory_network(), ["front", "rude", "back"], tmp_path) as (front, rude, back):
+        for node in (rude, back):
+            await node.spawn("0", "1", "2", "3")
+        await front.contribute("t", statistics_of("0", "1", "2", "3", num_images=400))
+        await announce_all([front, rude, back])
+
+        async def be_rude(sender: PeerId, request: Frame) -> Frame:
+            raise NotReady("x" * limits.MAX_ERROR_TEXT_CHARS)
+
+        rude.transport.serve(be_rude)
+        front.inference.standings.failed(back.peer_id)
+        prediction = await ThinInference(front.network.join(PEER), [front.peer_id]).predict(IMAGES, timeout_s=20)
+        assert [(call.peer_name, call.error is None) for call in prediction.calls] == [("rude", False), ("back", True)]
+
+
+BAD_REPLIES = {
+    "no prediction": Frame(Ack()),
+    "no tensors": Frame(InferReply(classes=("0",), calls=())),
+    "less than nothing": Frame(
+        InferReply(classes=("0",), calls=()),
+        {
+            "outputs": np.full((12, 1), -1, np.float32),
+            "missing_mass": np.zeros(12, np.float32),
+            "rows": np.zeros(0, np.int32),
+            "gates": np.zeros(0, np.float32),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("reply", BAD_REPLIES.values(), ids=BAD_REPLIES.keys())
+async def test_a_node_whose_answer_cannot_be_read_is_followed_by_the_next(tmp_path: Path, reply: Frame) -> None:
+    async with routed(tmp_path) as (front, _):
+        bad = front.network.join(key_of("bad").peer_id)
+
+        async def answer_badly(sender: PeerId, request: Frame) -> Frame:
+            return reply
+
+        bad.serve(answer_badly)
+        thin = ThinInference(front.network.join(PEER), [bad.peer_id, front.peer_id])
+        for _ in range(2):
+            assert len((await thin.predict(IMAGES, timeout_s=20)).predictions) == len(IMAGES)
+        with pytest.raises(NotReady):
+            await ThinInference(front.network.join(PEER), [bad.peer_id]).predict(IMAGES, timeout_s=20)
+
 
 IMAGES = digits("0", "1", "2", "3", test=True).images[:12]
 

@@ -7,6 +7,7 @@ from meshnode.inference.standings import (
     ALIKE_RATIO,
     FADING_S,
     FIRST_BAN_S,
+    FIRST_PATIENCE_S,
     LEAST_PATIENCE_S,
     LONGEST_BAN_S,
     PATIENCE_RATIO,
@@ -91,6 +92,46 @@ def test_a_slow_peer_is_tried_again_after_a_while(standings: Standings, clock: C
     assert standings.order([A, B]) == [A, B]
 
 
+def test_a_peer_that_is_new_or_back_is_tried_with_one_question_at_a_time(standings: Standings, clock: Clock) -> None:
+    ask(standings, A, 0.1)
+    assert standings.order([A, B])[0] == B
+    standings.asking(B)
+    assert standings.order([A, B])[0] == A
+    standings.answered(B, 0.1)
+    # So is one that failed, when its ban is over,
+    fail(standings, B)
+    clock.now_s += FIRST_BAN_S + 0.01
+    assert standings.order([A, B])[0] == B
+    standings.asking(B)
+    assert standings.order([A, B])[0] == A
+    standings.answered(B, 5.0)
+    # and one that was slow long ago.
+    clock.now_s += 20 * FADING_S
+    ask(standings, A, 0.1)
+    assert standings.order([A, B])[0] == B
+    standings.asking(B)
+    assert standings.order([A, B])[0] == A
+
+
+def test_what_fails_at_the_same_time_is_one_failure(standings: Standings, clock: Clock) -> None:
+    for _ in range(8):
+        standings.asking(A)
+    for _ in range(8):
+        standings.failed(A)
+    clock.now_s += FIRST_BAN_S + 0.01
+    assert not standings.banned(A)
+    fail(standings, A)
+    clock.now_s += FIRST_BAN_S + 0.01
+    assert standings.banned(A)  # for twice that now
+
+
+def test_a_peer_may_fail_for_ever(standings: Standings, clock: Clock) -> None:
+    for _ in range(2000):
+        fail(standings, A)
+        clock.now_s += LONGEST_BAN_S + 0.01
+        assert not standings.banned(A)
+
+
 def test_a_ban_doubles_with_every_failure_in_a_row_up_to_a_limit_and_ends_with_an_answer(
     standings: Standings, clock: Clock
 ) -> None:
@@ -113,9 +154,10 @@ def test_banned_peers_are_last_in_the_order_in_which_their_bans_end_and_never_mi
     standings: Standings, clock: Clock
 ) -> None:
     ask(standings, C, 5.0)
+    fail(standings, B)
+    clock.now_s += FIRST_BAN_S + 0.01
+    fail(standings, B)
     fail(standings, A)
-    fail(standings, B)
-    fail(standings, B)
     assert standings.order([B, A, C]) == [C, A, B]
     assert standings.order([B]) == [B]
 
@@ -139,7 +181,7 @@ def test_a_peer_cannot_have_itself_left_alone_for_ever(standings: Standings, clo
 
 
 def test_patience_is_a_multiple_of_what_is_usual(standings: Standings) -> None:
-    assert standings.patience_s(A) == float("inf")
+    assert standings.patience_s(A) == FIRST_PATIENCE_S
     ask(standings, A, 0.001)
     assert standings.patience_s(A) == LEAST_PATIENCE_S
     ask(standings, B, 2.0)

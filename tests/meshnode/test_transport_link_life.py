@@ -35,6 +35,7 @@ from meshnode.transport.links import (
     LinkLost,
 )
 from protocol import limits
+from protocol.messages import ErrorReply
 from protocol.mux.chunks import ChunkKind
 from protocol.mux.inbox import Began, Signalled
 
@@ -187,7 +188,7 @@ async def test_a_body_that_comes_slowly_is_no_silence_to_either_end(clock: Clock
     num_chunks, desk = 30, Desk()
     request = ask(1, num_chunks * limits.BODY_CHUNK_BYTES)
     async with bare_caller(desk) as (caller, callee):
-        caller.writer.write(beginning_of(message_bytes(REQUEST, 1, request)))
+        caller.writer.write(beginning_of(message_bytes(REQUEST, 1, request, wait_ms=600_000)))
         for number in range(1, num_chunks + 1):
             await until(lambda: callee._inbox.assembling_bytes > 0)
             clock.tick(callee, number * LOST_AFTER_S)
@@ -197,6 +198,27 @@ async def test_a_body_that_comes_slowly_is_no_silence_to_either_end(clock: Clock
         clock.tick(callee, clock.now_s + 1)
         desk.is_open.set()
         assert number_of((await caller.whole()).frame) == 1
+
+
+@on_both_loops
+async def test_a_body_that_never_comes_is_given_up_with_its_callers_time(clock: Clock) -> None:
+    desk = Desk()
+    async with bare_caller(desk) as (caller, callee):
+        request = ask(1, 10 * limits.BODY_CHUNK_BYTES)
+        caller.writer.write(beginning_of(message_bytes(REQUEST, 1, request, wait_ms=5_000)))
+        await until(lambda: callee._held_bytes > 0)
+        clock.tick(callee, 4.0)
+        assert await caller.event() == Signalled(PONG, 0)
+        assert callee._held_bytes > 0
+        clock.tick(callee, 6.0)
+        given_up = (await caller.whole()).frame.message
+        assert isinstance(given_up, ErrorReply)
+        assert given_up.code == "call_timeout"
+        assert callee._held_bytes == callee._inbox.assembling_bytes == 0
+        # What still comes of it is passed over, and the stream goes on.
+        caller.writer.write(chunk(BODY, 1, bytes(limits.BODY_CHUNK_BYTES)))
+        caller.writer.write(message_bytes(REQUEST, 2, ask(2)))
+        assert await desk.started.get() == 2
 
 
 @on_both_loops

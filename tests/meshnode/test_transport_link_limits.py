@@ -95,6 +95,23 @@ async def test_more_than_a_stream_may_assemble_is_refused_as_busy(monkeypatch: p
 
 
 @on_both_loops
+async def test_requests_count_until_they_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_BYTES_ASSEMBLED", 3 * CHUNK)
+    desk = Desk()
+    async with bare_caller(desk) as (caller, callee):
+        caller.writer.write(message_bytes(REQUEST, 1, ask(1, 2 * CHUNK)))
+        assert await desk.started.get() == 1
+        caller.writer.write(message_bytes(REQUEST, 2, ask(2, 2 * CHUNK)))
+        refused = await caller.whole()
+        assert (refused.request_id, code_of(refused.frame)) == (2, "busy")
+        desk.is_open.set()
+        assert number_of((await caller.whole()).frame) == 1
+        await until(lambda: callee._held_bytes == 0)
+        caller.writer.write(message_bytes(REQUEST, 3, ask(3, 2 * CHUNK)))
+        assert number_of((await caller.whole()).frame) == 3
+
+
+@on_both_loops
 async def test_more_answers_than_a_stream_may_assemble_fail_and_are_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_BYTES_ASSEMBLED", 3 * CHUNK)
     async with bare_callee() as (caller, callee):

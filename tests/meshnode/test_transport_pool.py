@@ -196,7 +196,7 @@ async def test_silence_ends_a_call_at_its_deadline_and_the_handler_with_it() -> 
 async def test_a_peer_that_is_busy_is_left_alone_until_it_takes_questions_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    now_s, num_asked, retry_after_s = 0.0, 0, 2.0
+    now_s, num_asked, retry_after_s = 0.0, 0, 0.75
 
     async def handler(sender: PeerId, request: Frame) -> Frame:
         nonlocal num_asked
@@ -210,7 +210,7 @@ async def test_a_peer_that_is_busy_is_left_alone_until_it_takes_questions_again(
     async with pooled(handler) as (pool, _):
         reply = await pool.call(CALLEE, question, timeout_s=10)
         assert isinstance(reply.message, ErrorReply)
-        now_s = 1.5
+        now_s = 0.25
         with pytest.raises(Busy) as refused:
             await pool.call(CALLEE, question, timeout_s=10)
         assert refused.value.retry_after_s == 0.5
@@ -219,7 +219,7 @@ async def test_a_peer_that_is_busy_is_left_alone_until_it_takes_questions_again(
         await pool.call(CALLER, question, timeout_s=10)
         await asked(pool, 0)
         assert num_asked == 3
-        now_s, retry_after_s = 2.0, 1e6
+        now_s, retry_after_s = 0.75, 1e6
         await pool.call(CALLEE, question, timeout_s=10)
         now_s += LONGEST_BUSY_S - 0.1
         pool.tick(now_s)

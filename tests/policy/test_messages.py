@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wire_examples import MESSAGES
+from wire_messages import decode_message, encode_message
 
 from meshnode.transport.interface import kind_of
 from protocol import messages
-from protocol.messages import ExpertAnswer, InferCall, Message, RoundId, decode_message, encode_message
+from protocol.messages import ExpertAnswer, InferCall, Message, RoundId
 
 FIELDS = {ExpertAnswer, InferCall, RoundId}
 """Structs that stand in messages and are none."""

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wire_examples import DIGEST, ERRORS, PEER
+from wire_messages import decode_message, encode_message
 
 from protocol import errors, limits
 from protocol.errors import ErrorCode, ModuleMeshError, RemoteFailure, error_from_wire
-from protocol.messages import decode_message, encode_message, error_reply
+from protocol.messages import error_reply
 
 
 def data_of(error: ModuleMeshError) -> dict[str, object]:

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wire_examples import DIGEST, MESSAGES, PEER
+from wire_messages import decode_message, encode_message
 
 from protocol import limits
 from protocol.errors import FrameTooLarge, MalformedMessage
 from protocol.identifiers import digest_of
-from protocol.messages import Ack, ErrorReply, Forward, Hello, RoundId, decode_message, encode_message
+from protocol.messages import Ack, ErrorReply, Forward, Hello, RoundId
 
 FORWARD = Forward(experts=(DIGEST,))
 

@@ -34,6 +34,9 @@ MAX_HELD_BYTES: Final = 2 * MAX_FRAME_BYTES
 RECEIVE_S: Final = 60.0
 """How long a caller may take to send all parts of a request: 64 MiB at 1 MiB/s."""
 
+SEND_S: Final = 60.0
+"""How long it may take to read the answer."""
+
 IDLE_S: Final = 10.0
 """How long it may take for the next of them."""
 
@@ -148,14 +151,16 @@ class ConnectionHandler(ServicerBase):  # type: ignore[misc]  # hivemind carries
                     cell, arrays = await self._receive(reader, specs_of, hold)
                 with self._answering():
                     tensor = await self._compute(compute, cell, arrays)
-                    for part in split_tensor(tensor):
-                        await write_message(writer, runtime_pb2.ExpertResponse(tensors=[part]))
+                    async with asyncio.timeout(SEND_S):
+                        for part in split_tensor(tensor):
+                            await write_message(writer, runtime_pb2.ExpertResponse(tensors=[part]))
             if len(tensor.buffer) > LONG_ANSWER_BYTES:
                 async with asyncio.timeout(LINGER_S):
                     await reader.read(1)
         except ModuleMeshError as failure:
             with suppress(OSError):
-                await write_refusal(writer, _in_a_line(failure))
+                async with asyncio.timeout(IDLE_S):
+                    await write_refusal(writer, _in_a_line(failure))
         except (OSError, asyncio.IncompleteReadError, RemoteError):
             pass  # the caller has gone, is too slow (TimeoutError is an OSError), or has failed itself
         finally:
