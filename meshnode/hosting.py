@@ -244,14 +244,19 @@ class ExpertHost:
         """The served parameters as one vector, float32 ``(P,)``."""
         return np.asarray(flat_parameters(self.get(uid).module).numpy())
 
+    def _built(self, expert: HostedExpert, vector: np.ndarray) -> tuple[nn.Module, bytes]:
+        """The expert's module with these parameters, and its weights as bytes."""
+        module = expert.architecture.build(expert.uid)
+        load_flat(module, torch.from_numpy(vector))
+        data = weights_to_bytes(module)
+        return module.to(self._device), data
+
     async def _commit(
         self, expert: HostedExpert, vector: np.ndarray, *, cause: str, reached: Reached | None = None
     ) -> None:
         """Write a generation, then serve it: what is advertised can be served, and survives a kill."""
-        module = expert.architecture.build(expert.uid)
-        load_flat(module, torch.from_numpy(vector))
-        data = weights_to_bytes(module)
-        module.to(self._device)
+        # Beside the loop: a checkpoint comes several times a second, and answers must not wait for it.
+        module, data = await self._compute.run_own(self._built, expert, vector)
         generation = await asyncio.to_thread(
             self._state.commit_generation, expert.uid, data, cause=cause, reached=reached
         )

@@ -51,6 +51,9 @@ FIRST_TRY_S = 0.5
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """The last is what a terminal says when it is closed."""
 
+SWITCH_S = 0.0005
+"""How long a thread of this process may keep the interpreter while the loop, and so every answer, waits for it."""
+
 LEAVE_S = 2.0
 """How long a stop waits until the mesh has been told of it."""
 
@@ -85,6 +88,8 @@ class _Node:
             # Not wait_for: that of Python 3.11 loses a cancellation that comes together with the event.
             async with asyncio.timeout(FIRST_TRY_S):
                 await self.bootstrap.tried.wait()
+        # Threads beside the loop are asked for the interpreter sooner than after the usual five milliseconds.
+        sys.setswitchinterval(SWITCH_S)
         # What is there by now stays: to look through all of torch for garbage now and then would hold up every answer.
         gc.freeze()
         self.home.write_daemon_note(DaemonNote(os.getpid(), self.view.url))
