@@ -14,9 +14,6 @@ __all__ = ["Advertiser"]
 
 log = get_logger(__name__)
 
-PAUSE_S = 0.5
-"""Between two leases at least: experts in training change several times a second, and each lease has to be signed."""
-
 RETRY_S = 1.0
 """Pause after a lease that no node of the DHT took: much shorter than a lease, or it would run out meanwhile."""
 
@@ -61,7 +58,6 @@ class Advertiser:
         while True:
             self._changed.clear()
             failures = 0 if await self.publish() else failures + 1
-            await asyncio.sleep(PAUSE_S)
             if failures == 2:  # one alone is a busy moment
                 log.warning("no node of the DHT takes this node's record; it is offered again and again")
             try:

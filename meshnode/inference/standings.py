@@ -20,7 +20,7 @@ __all__ = ["Standings"]
 MEAN_SHARE: Final = 0.2
 """Weight of the newest answer in the running mean."""
 
-FADING_S: Final = 10.0
+FADING_S: Final = 2.0
 """After so long without an answer a peer is taken to be twice as fast as it was: it may no longer be as busy."""
 
 ALIKE_RATIO: Final = 1.5

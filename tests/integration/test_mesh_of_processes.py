@@ -299,7 +299,9 @@ def test_a_late_node_pulls_spec_and_trunk_by_digest_and_sees_all_that_is_there(
     theirs, its = mesh.nodes["ann"].infer(images), late.infer(images)
     assert its["predictions"] == theirs["predictions"]
     np.testing.assert_allclose(its["outputs"], theirs["outputs"], rtol=0, atol=1e-5)
-    assert any(peer["name"] == "dee" for peer in mesh.nodes["cho"].get("peers")["peers"])
+    mesh.nodes["cho"].wait_for(
+        lambda node: any(peer["name"] == "dee" for peer in node.get("peers")["peers"]), "the late node seen"
+    )
     assert late.terminate() == 0
     assert complaints(late.stderr) == []
     mesh.nodes["cho"].wait_for(lambda node: len(node.get("peers")["peers"]) == 3, "the late node's farewell noticed")

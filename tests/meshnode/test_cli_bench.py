@@ -48,7 +48,7 @@ class FakeClient:
         """Requests that are never answered."""
         self.is_closed = False
 
-    async def join(self, addresses: Sequence[str]) -> "FakeClient":
+    async def join(self, addresses: Sequence[str], *, queue: int) -> "FakeClient":
         self.joined = addresses
         if self.refusal is not None:
             raise self.refusal
