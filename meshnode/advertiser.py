@@ -70,7 +70,7 @@ class Advertiser:
         """Publish one lease now. False when no node of the DHT took it."""
         now_s = self._transport.now_s()
         record = self._describe(now_s, now_s + self._ttl_s, leaving)
-        sealed = seal_record(record, self._key)
+        sealed = await asyncio.to_thread(seal_record, record, self._key)  # a millisecond, several times a second
         try:
             self._published(sealed, record.peer_id)
         except RecordRefused as refusal:

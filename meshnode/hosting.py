@@ -8,6 +8,7 @@ Legend: P parameters, B batch, D feature, C the expert's classes.
 """
 
 import asyncio
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -246,7 +247,8 @@ class ExpertHost:
 
     def _built(self, expert: HostedExpert, vector: np.ndarray) -> tuple[nn.Module, bytes]:
         """The expert's module with these parameters, and its weights as bytes."""
-        module = expert.architecture.build(expert.uid)
+        # Copied and not built: initial weights, which are drawn one by one, would be overwritten at once.
+        module = copy.deepcopy(expert.module).cpu()
         load_flat(module, torch.from_numpy(vector))
         data = weights_to_bytes(module)
         return module.to(self._device), data
