@@ -73,7 +73,8 @@ def test_a_run_measures_both_replicas_over_the_network(pair: Pair, tmp_path: Pat
     before = _received(pair.first) + _received(pair.second)
     ended = meshnode(
         *("--home", pair.first.home.path, "--json", "bench", "serve", "--out", tmp_path / "out"),
-        *("--rate", 40, "--duration", "2500ms", "--warm-up", "500ms", "--batch", 2),
+        # Long enough for a replica that was slow at first, on a busy machine, to be asked again.
+        *("--rate", 8, "--duration", "12500ms", "--warm-up", "2500ms", "--batch", 2),
     )
     assert ended.code == 0, ended.err
     document = ended.document
@@ -86,11 +87,10 @@ def test_a_run_measures_both_replicas_over_the_network(pair: Pair, tmp_path: Pat
     latency, asking = document["latency_ms"], document["asking_ms"]
     assert 0 < asking["p50"] < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["p99_9"] <= latency["max"]
     peers = {peer["name"]: peer for peer in document["peers"]}
-    # Whether they share the load depends on how quick each of them is on a busy machine.
-    assert {peer["peer_id"] for peer in document["peers"]} <= {pair.first.peer_id, pair.second.peer_id}
+    assert {peer["peer_id"] for peer in document["peers"]} == {pair.first.peer_id, pair.second.peer_id}
     assert sum(peer["rows"] for peer in document["peers"]) == 2 * requests["answered"]
-    assert sum(peer["share"] for peer in peers.values()) == pytest.approx(1.0)
-    assert peers.keys() <= {"ann", "ben"}
+    assert sum(peers[name]["share"] for name in ("ann", "ben")) == pytest.approx(1.0)
+    assert all(peers[name]["rows"] > 0 for name in ("ann", "ben")), "they share the load"
     # What the client says it has sent arrived at the nodes, with the warm-up's and the first request on top.
     arrived = _received(pair.first) + _received(pair.second) - before
     of_all = 1 + (1 + requests["warm_up"]) / requests["offered"]
