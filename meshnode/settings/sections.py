@@ -290,7 +290,10 @@ class TrainSection(_Section):
     logit_cache_mib: int = Field(default=256, ge=1, le=1_000_000)
     """MiB of teachers' answers kept on disk, so that a task learned again after a crash asks none of them twice."""
     round_steps: int = Field(default=50, ge=1, le=10_000_000)
-    """Steps between two checkpoints: what a crash of the trainer can lose, and what averaging sees."""
+    """Least steps between two checkpoints: what a crash of the trainer can lose, and what averaging sees."""
+    checkpoint_s: Seconds = Field(default=0.5, alias="checkpoint_every")
+    """Least time between two checkpoints. Each is written to disk and advertised, which takes from the time for
+    answers."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """What every random choice in training follows from, so that a run can be repeated."""
 

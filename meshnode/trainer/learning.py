@@ -41,7 +41,10 @@ PROGRESS_EVERY_STEPS = 100
 class LearnerConfig:
     distillation: DistillationConfig
     checkpoint_steps: int
-    """Steps from one checkpoint to the next; the last one comes at the end in any case."""
+    """Least steps from one checkpoint to the next; the last one comes at the end in any case."""
+    checkpoint_s: float
+    """Least seconds from one to the next: steps of a small expert take less than a millisecond, and each checkpoint
+    becomes a generation, written to disk and advertised."""
     fingerprint: str
     """Of what makes the features, which the statistics carry: `experts.router.fingerprint`."""
     seed: int
@@ -139,15 +142,19 @@ class Learner:
             done=run.steps_done,
         )
         applied = 0
+        sent_steps, sent_s = run.steps_done, time.monotonic()
         while not run.done:
             for delta in deltas(job.uid):
                 add_delta(module, torch.from_numpy(delta))
                 applied += 1
-            progress = meter.after_step(run.step(), now_s=time.monotonic())
+            loss, now_s = run.step(), time.monotonic()
+            progress = meter.after_step(loss, now_s=now_s)
             if progress is not None:
                 done, total, left_s = progress.step, progress.total, progress.left_s
                 self._send(Progress(stage="distil", done=done, total=total, loss=progress.mean_loss, left_s=left_s))
-            if run.done or run.steps_done % self._config.checkpoint_steps == 0:
+            new_steps = run.steps_done - sent_steps
+            is_due = new_steps >= self._config.checkpoint_steps and now_s - sent_s >= self._config.checkpoint_s
+            if run.done or is_due:
                 saved = InterruptedRun(
                     name=name,
                     task=lesson.digest,
@@ -160,8 +167,16 @@ class Learner:
                 self._runs.save(job.uid, saved)
                 vector = flat_parameters(module).numpy().tobytes()
                 self._send(
-                    Checkpoint(uid=job.uid, vector=vector, deltas_applied=applied, run=name, steps=run.steps_done)
+                    Checkpoint(
+                        uid=job.uid,
+                        vector=vector,
+                        deltas_applied=applied,
+                        run=name,
+                        steps=run.steps_done,
+                        new_steps=new_steps,
+                    )
                 )
+                sent_steps, sent_s = run.steps_done, now_s
 
     def _old_data(self, job: ExpertJob, module: torch.nn.Module) -> DistillationData | None:
         """What is remembered of the expert's classes, with its present generation as the teacher."""

@@ -66,6 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gamma: float
     replay_samples: int
     round_steps: int
+    checkpoint_s: float
     logit_cache_mib: int
     own_teacher: bool
     teachers: tuple[TeacherChoice, ...]
@@ -183,6 +184,9 @@ class Checkpoint(_Message, frozen=True):
     run: str
     """Names the run for ever: no other has this name."""
     steps: int
+    """Steps of the run so far."""
+    new_steps: int
+    """Those taken since the checkpoint before; a run that goes on does not count again what it did before."""
 
 
 class Learned(_Message, frozen=True):

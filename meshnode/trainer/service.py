@@ -6,7 +6,7 @@ again and goes on with the interrupted task from the last checkpoint; the node g
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -329,7 +329,6 @@ class Trainer:
         jobs = [await self._job(uid) for uid in uids]
         await process.send(Learn(run=self._run, task=task.name, experts=tuple(jobs)))
         began = time.monotonic()
-        steps: Counter[str] = Counter()
         while True:
             message = await process.receive()
             match message:
@@ -344,10 +343,7 @@ class Trainer:
                     )
                     await parts.contributions.solve()
                 case Checkpoint():
-                    # A run that goes on does not count again what it did before; its checkpoints are no further apart.
-                    before = max(steps[message.uid], message.steps - self._settings.round_steps)
-                    self._count_steps(message.steps - before)
-                    steps[message.uid] = message.steps
+                    self._count_steps(message.new_steps)
                     await self._parts.host.checkpoint(
                         ExpertUid(Digest(message.uid)),
                         np.frombuffer(message.vector, np.float32),

@@ -134,6 +134,7 @@ class _Worker:
                 mixed_precision=trunk.mean_D.device.type == "cuda",
             ),
             checkpoint_steps=settings.round_steps,
+            checkpoint_s=settings.checkpoint_s,
             fingerprint=statistics_fingerprint(digest_of(setup.trunk), b""),
             seed=settings.seed,
         )

@@ -77,6 +77,7 @@ def test_the_learner_on_the_gpu_takes_deltas_and_learns_as_well_as_on_the_cpu(tm
         config = LearnerConfig(
             distillation=DistillationConfig(steps=200),
             checkpoint_steps=100,
+            checkpoint_s=0,
             fingerprint=statistics_fingerprint(digest_of(b"trunk"), b""),
             seed=0,
         )

@@ -15,7 +15,11 @@ from protocol.identifiers import digest_of
 
 pytestmark = pytest.mark.integration
 
-SLOW_TRAINING = {"MESHNODE_TRAIN__STEPS": "20000", "MESHNODE_TRAIN__ROUND_STEPS": "20"}
+SLOW_TRAINING = {
+    "MESHNODE_TRAIN__STEPS": "20000",
+    "MESHNODE_TRAIN__ROUND_STEPS": "20",
+    "MESHNODE_TRAIN__CHECKPOINT_EVERY": "1ms",
+}
 """Long enough to be interrupted, with a checkpoint every few milliseconds."""
 
 

@@ -161,6 +161,7 @@ def learned(architecture: Architecture, uid: str, classes: tuple[str, ...], fold
     config = LearnerConfig(
         distillation=DistillationConfig(steps=300),
         checkpoint_steps=300,
+        checkpoint_s=0,
         fingerprint=MESH.fingerprint,
         seed=seed,
     )

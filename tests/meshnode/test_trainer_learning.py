@@ -83,6 +83,7 @@ class Lesson:
     own: bool = True
     alpha: float = 0.5
     named: tuple[TeacherChoice, ...] = ()
+    checkpoint_s: float = 0.0
     killed_at: int | None = None
     """Steps of the checkpoint at which everything ends, just after it was sent."""
     said: list[FromTrainer] = field(default_factory=list)
@@ -98,6 +99,7 @@ class Lesson:
         config = LearnerConfig(
             distillation=DistillationConfig(steps=self.steps, gamma=self.gamma, lr=self.lr, alpha=self.alpha),
             checkpoint_steps=CHECKPOINT_STEPS,
+            checkpoint_s=self.checkpoint_s,
             fingerprint=MESH.fingerprint,
             seed=1,
         )
@@ -297,6 +299,11 @@ def uninterrupted(folder: Path, *jobs: ExpertJob, task: ImageDataset = TASK) -> 
     return lesson
 
 
+def test_checkpoints_are_no_closer_than_the_setting_says_but_for_the_last(tmp_path: Path) -> None:
+    said = Lesson(tmp_path, checkpoint_s=3600.0).learn(TASK, [job("e", "0", "1")])
+    assert [(m.steps, m.new_steps) for m in said if isinstance(m, Checkpoint)] == [(250, 250)]
+
+
 def test_a_run_goes_on_from_its_last_checkpoint_as_if_nothing_had_happened(tmp_path: Path) -> None:
     whole = uninterrupted(tmp_path / "whole", job("e", "0", "1"))
     (tmp_path / "killed").mkdir()
@@ -307,7 +314,7 @@ def test_a_run_goes_on_from_its_last_checkpoint_as_if_nothing_had_happened(tmp_p
     lesson.killed_at = None
     # To the daemon it has learned before: it is at its second generation.
     said = lesson.learn(TASK, [job("e", "0", "1", updating=True, reached=reached)])
-    assert [m.steps for m in said if isinstance(m, Checkpoint)] == [200, 250]
+    assert [(m.steps, m.new_steps) for m in said if isinstance(m, Checkpoint)] == [(200, 100), (250, 50)]
     assert [(m.stage, m.done) for m in said if isinstance(m, Progress)] == [("distil", 200), ("distil", 250)]
     assert np.array_equal(lesson.last("e"), whole.last("e"))
     assert not list((tmp_path / "killed" / "runs").iterdir())

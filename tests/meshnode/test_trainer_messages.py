@@ -38,6 +38,7 @@ SETTINGS = Settings(
     gamma=1.0,
     replay_samples=4,
     round_steps=5,
+    checkpoint_s=0.5,
     logit_cache_mib=1,
     own_teacher=False,
     teachers=(TeacherChoice(name="file:/x.safetensors", weight=2.0, mapping="/m.toml"),),
@@ -75,7 +76,7 @@ REPORTS: list[FromTrainer] = [
     ),
     Statistics(data=bytes(range(256))),
     Progress(stage="distil", done=1, total=2, loss=0.5, left_s=3.5),
-    Checkpoint(uid="u", vector=bytes(12), deltas_applied=1, run="r", steps=9),
+    Checkpoint(uid="u", vector=bytes(12), deltas_applied=1, run="r", steps=9, new_steps=4),
     Learned(teacher_accuracy=0.9, seconds=1.5, replay_samples=7),
     LearningFailed(reason="why"),
 ]

@@ -60,6 +60,7 @@ def setup(
         gamma=1.0,
         replay_samples=50,
         round_steps=40,
+        checkpoint_s=0.001,
         logit_cache_mib=8,
         own_teacher=True,
         teachers=teachers,

@@ -23,7 +23,7 @@ from meshnode.trainer import service as module
 from meshnode.trainer.service import LEARNED, Trainer, TrainerParts
 
 PATIENCE_S = 60.0
-SETTINGS = {"teacher_epochs": 2, "steps": 200, "round_steps": 50}
+SETTINGS = {"teacher_epochs": 2, "steps": 200, "round_steps": 50, "checkpoint_every": 0.001}
 
 
 @pytest.fixture(autouse=True)
