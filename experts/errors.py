@@ -9,6 +9,7 @@ __all__ = [
     "FingerprintMismatch",
     "MalformedCapability",
     "MalformedDataset",
+    "MalformedPayload",
     "MalformedTeacher",
     "NotPositiveDefinite",
     "NothingToLearnFrom",
@@ -22,6 +23,7 @@ __all__ = [
     "UndefinedFigure",
     "UnknownArchitecture",
     "UnknownClasses",
+    "UnknownCodec",
     "UnknownCut",
     "UnknownDataset",
     "UnknownScenario",
@@ -205,6 +207,24 @@ class CorruptState(ExpertsError):
     def __init__(self, name: str, *, reason: str) -> None:
         super().__init__(f"corrupt {name}: {reason}")
         self.name = name
+        self.reason = reason
+
+
+class UnknownCodec(ExpertsError):
+    """No codec of vectors goes by this name."""
+
+    def __init__(self, name: str, *, known: Iterable[str]) -> None:
+        self.name = name
+        self.known = tuple(sorted(known))
+        super().__init__(f"unknown codec {name!r}; known: {', '.join(self.known)}")
+
+
+class MalformedPayload(ExpertsError):
+    """What should decode to a vector is no payload of its codec, or not one of a finite vector of this length."""
+
+    def __init__(self, codec: str, *, reason: str) -> None:
+        super().__init__(f"malformed payload of codec {codec!r}: {reason}")
+        self.codec = codec
         self.reason = reason
 
 

@@ -5,7 +5,7 @@ arrives, and the sum is exact, so all peers that hold the same set hold the same
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from experts.errors import NotPositiveDefinite, UnsafeStatistics
@@ -104,6 +104,11 @@ class Contributions:
         """The version held of a contribution; 0 when none is."""
         held = self._held.get((peer_id, task))
         return held[0].version if held else 0
+
+    def own_samples(self, peer_id: PeerId, classes: Collection[str]) -> int:
+        """Samples of these classes that a peer has contributed the statistics of, over all its tasks."""
+        held = (contribution for contribution, _ in self._held.values() if contribution.peer_id == peer_id)
+        return sum(number for of in held for name, number in of.samples.items() if name in classes)
 
     async def contribute(self, key: SigningKey, task: str, statistics: bytes, *, issued_at: float) -> None:
         """Sign and hold this node's own statistics of one task, replacing an older version of the same."""

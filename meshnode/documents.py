@@ -122,7 +122,8 @@ def averaging_document(runtime: MeshRuntime) -> dict[str, Any]:
         "replicated": sum(others.get(uid, False) for uid in runtime.host.experts),
         "committed": results["committed"],
         "abandoned": {reason: count for reason, count in sorted(results.items()) if reason != "committed"},
-        "waiting": sorted(uid for uid, expert in runtime.host.experts.items() if expert.dirty),
+        "lost_to_differing_views": round(results["differing_views"] / max(1, results.total()), 4),
+        "waiting": list(runtime.averager.waiting()),
         "last_committed": {
             uid: {"round": number, "members": list(members)}
             for uid, (number, members) in sorted(runtime.averager.last_committed.items())

@@ -20,9 +20,8 @@ from protocol.messages import (
     Hello,
     HelloReply,
     Infer,
-    RoundAttestation,
-    RoundOutcomeQuery,
-    RoundProposal,
+    RoundParts,
+    RoundTalk,
 )
 
 __all__ = ["Handlers"]
@@ -57,6 +56,8 @@ class Handlers:
         message = announced.message
         if isinstance(message, Forward | Infer):
             self._require_serving().admit(announced, wait_s)
+        elif isinstance(message, RoundParts):
+            self._require_averager().admit(announced)
         elif announced.tensors:
             raise MalformedTensor(announced.tensors[0].name, "nothing is asked of it")
 
@@ -73,10 +74,8 @@ class Handlers:
             case Infer():
                 serving = self._require_serving()
                 return await serving.infer(message, request, me=self._me, my_name=self._peer_name)
-            case RoundProposal() | RoundAttestation() | RoundOutcomeQuery():
-                if self._averager is None:
-                    raise NotReady("this node does not average")
-                return Frame(await self._averager.handle(sender, message))
+            case RoundTalk() | RoundParts():
+                return await self._require_averager().answer(sender, request)
             case _:
                 raise UnknownMethod(type(message).__name__)
 
@@ -84,6 +83,11 @@ class Handlers:
         if self._serving is None:
             raise NotReady("this node serves no experts")
         return self._serving
+
+    def _require_averager(self) -> Averager:
+        if self._averager is None:
+            raise NotReady("this node does not average")
+        return self._averager
 
     def _greet(self, hello: Hello) -> Frame:
         mesh_id = self._mesh.mesh_id if self._mesh else None

@@ -9,9 +9,13 @@ Legend: P parameters, B batch, D feature, C the expert's classes.
 
 import asyncio
 import copy
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +23,7 @@ from torch import nn
 
 from experts.architectures.base import Architecture, probabilities
 from experts.architectures.registry import architecture_from_config
+from experts.averaging import Averaged
 from experts.checkpoint import flat_parameters, load_flat, load_weights, weights_to_bytes
 from experts.errors import ExpertsError
 from meshnode.compute import Compute
@@ -26,8 +31,8 @@ from meshnode.forms import form_of
 from meshnode.logs import get_logger
 from meshnode.state.rows import Reached
 from meshnode.state.state import State
-from protocol.errors import UnknownExpert
-from protocol.identifiers import Digest, ExpertUid
+from protocol.errors import BlobCorrupt, UnknownBlob, UnknownExpert
+from protocol.identifiers import Digest, ExpertUid, digest_of
 from protocol.records import ExpertAdvert
 
 __all__ = ["Answer", "ExpertHost", "HostedExpert"]
@@ -35,7 +40,7 @@ __all__ = ["Answer", "ExpertHost", "HostedExpert"]
 log = get_logger(__name__)
 
 TRAINED = "trained"
-"""Cause of generations that the group does not have yet; what a restart finds of this cause is still to be averaged."""
+"""Cause of generations that hold something which no other replica has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,19 +66,35 @@ class HostedExpert:
     weights: Digest
     committed_at: float
     """When these parameters were committed, in seconds since the epoch."""
+    since: float
+    """From when on it has been hosted without a break, in seconds since the epoch by the DHT's clock."""
+    origin: Digest
+    """Of the weights that these descend from."""
+    round: int = 0
+    """Number of the last averaging round that these parameters hold; 0 before any."""
+    reference: np.ndarray | None = None
+    """What the replica has learned since is its own alone: the mean of the last round, or what it was adopted with,
+    float32 ``(P,)``; None if it is not known any more."""
+    reference_digest: Digest | None = None
+    drift: float = math.inf
+    """Distance of the parameters from the reference, relative to its norm; infinite without one."""
     reached: Reached | None = None
     """The last training run that these parameters hold: what an interrupted one goes on from."""
-    dirty: bool = False
-    """Whether it has learned anything since its last committed round."""
     deltas: list[np.ndarray] | None = None
     """Deltas committed since the current training run began, float32 ``(P,)`` each; None while none is under way."""
     changed: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def num_parameters(self) -> int:
+        return self.architecture.num_parameters
 
     def advert(self) -> ExpertAdvert:
         return ExpertAdvert(
             uid=self.uid,
             form=form_of(self.architecture),
             classes=self.classes,
+            since=self.since,
+            round=self.round,
             generation=self.generation,
             weights=self.weights,
         )
@@ -86,10 +107,14 @@ class ExpertHost:
         state: Where generations are kept.
         compute: The threads that torch runs in.
         device: Where the modules live.
+        now_s: The DHT's clock, in seconds since the epoch.
     """
 
-    def __init__(self, state: State, compute: Compute, *, device: str = "cpu") -> None:
+    def __init__(
+        self, state: State, compute: Compute, *, device: str = "cpu", now_s: Callable[[], float] = time.time
+    ) -> None:
         self._state = state
+        self._now_s = now_s
         self._compute = compute
         self._device = device
         self._experts: dict[ExpertUid, HostedExpert] = {}
@@ -106,11 +131,13 @@ class ExpertHost:
             try:
                 architecture = architecture_from_config(row.architecture)
                 module = architecture.build(row.uid)
+                origin = row.origin or digest_of(weights_to_bytes(module))
                 load_weights(module, self._state.blobs.get(generation.digest))
             except ExpertsError as failure:
                 self._unusable[row.uid] = str(failure)
                 log.warning("a kept expert cannot be served", expert=row.uid, reason=str(failure))
                 continue
+            reference = self._kept_reference(row.uid, architecture)
             module.to(self._device)
             self._experts[row.uid] = HostedExpert(
                 uid=row.uid,
@@ -120,9 +147,24 @@ class ExpertHost:
                 generation=generation.number,
                 weights=generation.digest,
                 committed_at=generation.created_at,
+                since=self._now_s(),
+                origin=origin,
+                round=generation.round,
+                reference=reference,
+                reference_digest=_digest_of_vector(reference),
+                drift=_drift(flat_parameters(module).cpu().numpy(), reference),
                 reached=generation.reached,
-                dirty=generation.cause == TRAINED,
             )
+
+    def _kept_reference(self, uid: ExpertUid, architecture: Architecture) -> np.ndarray | None:
+        """The newest parameters still kept that were not learned here; None if there are none any more."""
+        for generation in self._state.ledger.generations(uid):
+            if generation.cause != TRAINED:
+                module = architecture.build(uid)
+                with suppress(ExpertsError, UnknownBlob, BlobCorrupt):
+                    load_weights(module, self._state.blobs.get(generation.digest))
+                    return np.asarray(flat_parameters(module).numpy())
+        return None
 
     @property
     def unusable(self) -> Mapping[ExpertUid, str]:
@@ -169,9 +211,24 @@ class ExpertHost:
         return np.asarray(output_BC.cpu().numpy())
 
     async def adopt(
-        self, uid: ExpertUid, classes: tuple[str, ...], architecture: Architecture, weights: bytes | None
+        self,
+        uid: ExpertUid,
+        classes: tuple[str, ...],
+        architecture: Architecture,
+        weights: bytes | None,
+        *,
+        round_: int = 0,
+        origin: Digest | None = None,
     ) -> HostedExpert:
         """Host an expert from now on: with the given weights, or with the initial ones that its uid determines.
+
+        Args:
+            uid: The expert.
+            classes: What it answers for, sorted.
+            architecture: Its form.
+            weights: As safetensors; None for the initial ones.
+            round_: Number of the last averaging round that the weights hold.
+            origin: Of weights that descend from other ones than the initial ones: of those.
 
         Raises:
             UnknownArchitecture: No peer could be told of its form.
@@ -179,9 +236,11 @@ class ExpertHost:
         """
         form_of(architecture)  # what could not be advertised would end every record of this node
         module = architecture.build(uid)
+        initial = digest_of(weights_to_bytes(module))
         if weights is not None:
             load_weights(module, weights)
-        self._state.add_expert(uid, architecture=architecture.to_config(), classes=classes)
+        self._state.add_expert(uid, architecture=architecture.to_config(), classes=classes, origin=origin)
+        vector = flat_parameters(module).numpy()
         expert = HostedExpert(
             uid=uid,
             classes=classes,
@@ -190,8 +249,13 @@ class ExpertHost:
             generation=0,
             weights=Digest(""),
             committed_at=0.0,
+            since=self._now_s(),
+            origin=origin or initial,
+            round=round_,
+            reference=vector,
+            reference_digest=_digest_of_vector(vector),
         )
-        await self._commit(expert, flat_parameters(module).numpy(), cause="adopted" if weights else "initial")
+        await self._commit(expert, vector, cause="adopted" if weights else "initial")
         self._experts[uid] = expert
         return expert
 
@@ -218,15 +282,16 @@ class ExpertHost:
         expert = self.get(uid)
         async with expert.changed:
             missed = (expert.deltas or [])[deltas_applied:]
-            await self._commit(expert, vector + sum(missed, np.zeros_like(vector)), cause=TRAINED, reached=reached)
-            expert.dirty = True
+            learned = vector + sum(missed, np.zeros_like(vector))
+            await self._commit(expert, learned, cause=TRAINED, reached=reached)
 
-    async def apply_delta(self, uid: ExpertUid, delta: np.ndarray, *, generation: int) -> bool:
-        """Commit the outcome of a round.
+    async def apply_round(self, uid: ExpertUid, averaged: Averaged, *, number: int, cause: str = "averaged") -> bool:
+        """Commit what a round came to.
 
         Args:
-            delta: The group's mean minus the snapshot that went into it, float32 ``(P,)``.
-            generation: The generation that the snapshot was of.
+            averaged: The delta is added to what the parameters are by now: steps taken meanwhile are kept.
+            number: The round's.
+            cause: What made it, in a word.
 
         Returns: Whether a training run is under way that has to take the delta in. One that begins later, or began
             while this was being committed, starts from weights that contain it.
@@ -235,33 +300,88 @@ class ExpertHost:
         async with expert.changed:
             run = expert.deltas
             if run is not None:
-                run.append(delta)
-            # What was committed since the snapshot, a checkpoint for instance, is in no mean yet.
-            expert.dirty = expert.generation != generation
-            await self._commit(expert, self.snapshot(uid) + delta, cause="averaged", reached=expert.reached)
+                run.append(averaged.delta)
+            await self._commit(expert, averaged, cause=cause, reached=expert.reached, number=number)
             return run is not None and run is expert.deltas
 
     def snapshot(self, uid: ExpertUid) -> np.ndarray:
         """The served parameters as one vector, float32 ``(P,)``."""
         return np.asarray(flat_parameters(self.get(uid).module).numpy())
 
-    def _built(self, expert: HostedExpert, vector: np.ndarray) -> tuple[nn.Module, bytes]:
-        """The expert's module with these parameters, and its weights as bytes."""
+    async def snapshot_beside(self, uid: ExpertUid) -> np.ndarray:
+        """As `snapshot`, in a thread: of a large expert it takes longer than an answer should wait."""
+        return await asyncio.to_thread(self.snapshot, uid)
+
+    async def vector_of(self, uid: ExpertUid, weights: bytes) -> np.ndarray:
+        """Weights of this expert as one vector, float32 ``(P,)``.
+
+        Raises:
+            CorruptWeights: They are not its.
+        """
+        module = copy.deepcopy(self.get(uid).module).cpu()
+
+        def read() -> np.ndarray:
+            load_weights(module, weights)
+            return np.asarray(flat_parameters(module).numpy())
+
+        return await self._compute.run_own(read)
+
+    def initial(self, uid: ExpertUid) -> np.ndarray:
+        """The parameters that all replicas of the expert began with, float32 ``(P,)``; built anew each time."""
+        return np.asarray(flat_parameters(self.get(uid).architecture.build(uid)).numpy())
+
+    def _built(self, expert: HostedExpert, change: np.ndarray | Averaged) -> "_Built":
+        """What becomes of the expert with new parameters, or with what a round adds to the present ones."""
         # Copied and not built: initial weights, which are drawn one by one, would be overwritten at once.
         module = copy.deepcopy(expert.module).cpu()
+        reference, digest = expert.reference, expert.reference_digest
+        if isinstance(change, Averaged):
+            vector = flat_parameters(module).numpy() + change.delta
+            reference, digest = change.mean, _digest_of_vector(change.mean)
+        else:
+            vector = change
         load_flat(module, torch.from_numpy(vector))
         data = weights_to_bytes(module)
-        return module.to(self._device), data
+        return _Built(module.to(self._device), data, reference, digest, _drift(vector, reference))
 
     async def _commit(
-        self, expert: HostedExpert, vector: np.ndarray, *, cause: str, reached: Reached | None = None
+        self,
+        expert: HostedExpert,
+        change: np.ndarray | Averaged,
+        *,
+        cause: str,
+        reached: Reached | None = None,
+        number: int | None = None,
     ) -> None:
         """Write a generation, then serve it: what is advertised can be served, and survives a kill."""
-        # Beside the loop: a checkpoint comes several times a second, and answers must not wait for it.
-        module, data = await self._compute.run_own(self._built, expert, vector)
+        number = expert.round if number is None else number
+        # Beside the loop, for answers must not wait for it.
+        built = await self._compute.run_own(self._built, expert, change)
         generation = await asyncio.to_thread(
-            self._state.commit_generation, expert.uid, data, cause=cause, reached=reached
+            self._state.commit_generation, expert.uid, built.data, cause=cause, reached=reached, round_=number
         )
-        expert.module, expert.generation, expert.weights = module, generation.number, generation.digest
-        expert.committed_at, expert.reached = generation.created_at, reached
+        expert.module, expert.generation, expert.weights = built.module, generation.number, generation.digest
+        expert.committed_at, expert.reached, expert.round = generation.created_at, reached, number
+        expert.reference, expert.reference_digest, expert.drift = built.reference, built.digest, built.drift
         self.changed.set()
+
+
+class _Built(NamedTuple):
+    """What a new generation consists of."""
+
+    module: nn.Module
+    data: bytes
+    reference: np.ndarray | None
+    digest: Digest | None
+    drift: float
+
+
+def _digest_of_vector(vector: np.ndarray | None) -> Digest | None:
+    return None if vector is None else digest_of(vector.data)
+
+
+def _drift(vector: np.ndarray, reference: np.ndarray | None) -> float:
+    if reference is None:
+        return math.inf
+    norm = float(np.linalg.norm(reference))
+    return float(np.linalg.norm(vector - reference)) / norm if norm else math.inf

@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-import numpy as np
-
+from experts.averaging import Averaged
 from experts.router.ridge import RouterConfig
 from meshnode.advertiser import Advertiser
-from meshnode.averaging.averager import Averager, AveragerConfig
+from meshnode.averaging.averager import Averager, Steps
+from meshnode.averaging.catchup import catch_up
+from meshnode.averaging.settings import AveragerConfig
+from meshnode.blobs import fetch_from_any
 from meshnode.compute import Compute
 from meshnode.contributions import Contributions
 from meshnode.device import Device
@@ -26,7 +28,7 @@ from meshnode.telemetry import Telemetry
 from meshnode.trainer.service import LEARNED, Trainer, TrainerParts
 from meshnode.transport.interface import Transport
 from meshnode.transport.moe.interface import MoeNetwork
-from protocol.identifiers import ExpertUid
+from protocol.identifiers import Digest, ExpertUid, PeerId
 from protocol.records import PeerRecord, fitting
 from protocol.signing import SigningKey
 from protocol.spec import RouterSettings
@@ -50,6 +52,21 @@ def router_config(settings: RouterSettings) -> RouterConfig:
         ridge=settings.ridge,
         prior=settings.prior,
         renormalise=settings.renormalise,
+    )
+
+
+def averager_config(config: NodeConfig) -> AveragerConfig:
+    """How the settings say that this node averages."""
+    average = config.average
+    return AveragerConfig(
+        period_s=average.every_s,
+        timeout_s=average.timeout_s,
+        method=average.method,
+        group=average.group,
+        compression=average.compression,
+        weighting=average.weighting,
+        min_drift=average.min_drift,
+        bytes_per_s=None,
     )
 
 
@@ -102,7 +119,7 @@ class MeshRuntime:
         self.directory = Directory(
             transport, mesh.mesh_id, refresh_s=config.net.refresh_s, objection=mesh.objection_to, telemetry=telemetry
         )
-        self.host = ExpertHost(state, compute, device=device.used)
+        self.host = ExpertHost(state, compute, device=device.used, now_s=transport.now_s)
         self.contributions = contributions_of(mesh, state, compute)
         self.advertiser = Advertiser(
             transport, key, self._describe, ttl_s=config.net.record_ttl_s, published=self.directory.take
@@ -139,9 +156,9 @@ class MeshRuntime:
             transport,
             self.directory,
             self.host,
-            AveragerConfig(period_s=config.average.every_s, timeout_s=config.average.timeout_s),
-            apply=self._apply_delta,
-            telemetry=telemetry,
+            averager_config(config),
+            Steps(apply=self._apply_round, catch_up=self._catch_up, weight=self._weight_of),
+            telemetry,
         )
 
         self.facade: Facade | None = None
@@ -208,10 +225,25 @@ class MeshRuntime:
             await asyncio.sleep(COLLECT_GARBAGE_S)
             await asyncio.to_thread(self._state.collect_garbage)
 
-    async def _apply_delta(self, uid: ExpertUid, delta: np.ndarray, generation: int) -> None:
+    async def _apply_round(self, uid: ExpertUid, averaged: Averaged, number: int) -> None:
         """A committed round changes the served replica and, if it is being trained, the training run."""
-        if await self.host.apply_delta(uid, delta, generation=generation):
-            await self.trainer.add_delta(uid, delta)
+        if await self.host.apply_round(uid, averaged, number=number):
+            await self.trainer.add_delta(uid, averaged.delta)
+
+    async def _catch_up(self, uid: ExpertUid) -> None:
+        """Bring a replica that has missed rounds to where the others are."""
+
+        async def pull(peers: list[PeerId], digest: Digest) -> bytes:
+            timeout_s = self._config.net.call_timeout_s
+            return await fetch_from_any(self._transport, peers, digest, timeout_s=timeout_s)
+
+        await catch_up(uid, self.directory, self.host, pull=pull, apply=self._apply_round)
+
+    def _weight_of(self, uid: ExpertUid) -> float:
+        """What this node's replica counts for in a mean: the samples it learned from here, or as much as any other."""
+        if self._config.average.weighting == "uniform":
+            return 1.0
+        return float(max(1, self.contributions.own_samples(self._transport.peer_id, self.host.get(uid).classes)))
 
     def _describe(self, issued_at: float, expires_at: float, leaving: bool) -> PeerRecord:
         hosted = self.host.experts.values() if self._config.serve.enabled else ()

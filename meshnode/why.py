@@ -28,6 +28,14 @@ _ABANDONED = {
         "the members saw different groups",
         "Nothing: views agree a few seconds after a peer came or went. If it goes on, compare `meshnode peers ls`.",
     ),
+    "differing_origins": (
+        "a member's replica descends from other weights",
+        "Drop one of the two, or import it as an expert of its own: parameters of different origin have no mean.",
+    ),
+    "differing_settings": (
+        "a member averages in another way",
+        "Give method, group, compression and weighting in [average] the same values at all nodes.",
+    ),
     "incomplete": (
         "the exchange did not finish in time",
         "Give it longer with timeout in [average], at every node, or look for a slow connection between the members.",
@@ -40,6 +48,10 @@ _ABANDONED = {
     "partner_silent": (
         "a member was not heard in time",
         "See whether that peer still runs and can be reached; every must be the same in [average] at all nodes.",
+    ),
+    "stale": (
+        "a replica had missed rounds",
+        "Nothing: it pulls what the others have averaged, and joins in again.",
     ),
 }
 """What each `protocol.rounds.AbandonReason` that is counted means, and what changes it."""

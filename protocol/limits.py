@@ -43,6 +43,9 @@ __all__ = [
     "MAX_RECORD_BYTES",
     "MAX_RECORD_TTL_S",
     "MAX_REQUESTS_PER_STREAM",
+    "MAX_ROUNDS_BEHIND",
+    "MAX_ROUNDS_PER_CALL",
+    "MAX_ROUND_MEMBERS",
     "MAX_SIGNATURE_BYTES",
     "MAX_SPEC_BYTES",
     "MAX_SPEC_TEXT_CHARS",
@@ -50,7 +53,6 @@ __all__ = [
     "MAX_TENSOR_DIMS",
     "MAX_TENSOR_NAME_CHARS",
     "MAX_WAIT_MS",
-    "OUTCOME_GRACE_S",
 ]
 
 KIB: Final = 1024
@@ -151,7 +153,11 @@ MAX_SPEC_TEXT_CHARS: Final = 2048
 """The free text that says what a spec was calibrated on."""
 
 # --- rounds ---
+MAX_ROUND_MEMBERS: Final = 64
+"""A member sends a part to every other; groups are of 16 and less, and more replicas mix over rounds."""
+MAX_ROUNDS_PER_CALL: Final = 16
+"""Experts' rounds whose messages or parts travel together: a proposal with all its members takes up to 3 KiB."""
+MAX_ROUNDS_BEHIND: Final = 4
+"""A replica that was last averaged earlier than another by more than this would pull the others back."""
 MAX_ATTEMPTS_PER_ROUND: Final = 64
 """An attempt that fails takes a second or more, and all of them must fit one period."""
-OUTCOME_GRACE_S: Final = 2.0
-"""How long answers about a round's outcome are awaited: a live peer's control call takes under 0.1 s."""

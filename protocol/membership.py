@@ -1,18 +1,16 @@
-"""Who averages with whom: every member works it out alone, from the DHT's time and the records it has seen.
+"""Who holds replicas of an expert in a round: every member works it out alone, from the DHT's time and the records.
 
-There is no leader. Members that have seen different records compute different groups; they notice by the
-group's digest, which each proposes before anything is exchanged, and let that round pass.
+There is no leader. Members that have seen different records compute different groups; they notice by what each
+proposes before anything is exchanged.
 """
 
 import math
 from collections.abc import Iterable
 
-from protocol.codec import encode
-from protocol.identifiers import digest_of
 from protocol.records import PeerRecord
-from protocol.wiretypes import Digest, ExpertUid, PeerId
+from protocol.wiretypes import ExpertUid, PeerId
 
-__all__ = ["group_digest", "group_of", "round_number", "round_start"]
+__all__ = ["replicas_of", "round_number", "round_start"]
 
 
 def round_number(dht_time_s: float, period_s: float) -> int:
@@ -30,11 +28,12 @@ def round_start(number: int, period_s: float) -> float:
     return number * period_s
 
 
-def group_of(uid: ExpertUid, records: Iterable[PeerRecord], *, number: int, period_s: float) -> tuple[PeerId, ...]:
-    """The peers that average the expert ``uid`` in round ``number``, sorted.
+def replicas_of(uid: ExpertUid, records: Iterable[PeerRecord], *, number: int, period_s: float) -> tuple[PeerId, ...]:
+    """The peers that hold a replica of the expert ``uid`` in round ``number``, sorted.
 
-    These are the ones that advertise it, are not leaving, and whose lease still holds at the round's start:
-    a peer that died shortly before is in the group, and found silent.
+    These are the ones that have advertised it since before the previous round began, so that by now everybody has
+    read of them; that are not leaving; and whose lease still holds at the round's start. A peer that died shortly
+    before is among them, and found silent.
 
     Args:
         uid: The expert.
@@ -42,18 +41,13 @@ def group_of(uid: ExpertUid, records: Iterable[PeerRecord], *, number: int, peri
         number: As from `round_number`.
         period_s: Seconds from one round to the next.
     """
-    start_s = round_start(number, period_s)
+    start_s, known_since_s = round_start(number, period_s), round_start(number - 1, period_s)
     return tuple(
         sorted(
             record.peer_id
             for record in records
             if not record.leaving
             and record.expires_at > start_s
-            and any(advert.uid == uid for advert in record.experts)
+            and any(advert.uid == uid and advert.since <= known_since_s for advert in record.experts)
         )
     )
-
-
-def group_digest(uid: ExpertUid, number: int, attempt: int, members: Iterable[PeerId]) -> Digest:
-    """What members compare to know that they mean the same group and attempt; the order is no matter."""
-    return digest_of(encode(["modulemesh/group", uid, number, attempt, sorted(members)]))

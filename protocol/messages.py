@@ -44,10 +44,15 @@ __all__ = [
     "Message",
     "Outcome",
     "RoundAttestation",
+    "RoundAnswer",
     "RoundId",
     "RoundOutcome",
     "RoundOutcomeQuery",
+    "RoundParts",
     "RoundProposal",
+    "RoundTalk",
+    "RoundTalkReply",
+    "RoundWord",
     "error_reply",
 ]
 
@@ -155,25 +160,41 @@ class InferReply(msgspec.Struct, frozen=True, tag="infer_reply"):
 
 
 class RoundProposal(msgspec.Struct, frozen=True, tag="round_proposal"):
-    """What a member sees at a round's start."""
+    """What a member sees at a round's start. It is also the answer to one, where the round has begun."""
 
     round: RoundId
-    group_digest: DigestField
-    """Of the members it believes in (`protocol.membership.group_digest`)."""
+    members: Annotated[tuple[PeerIdField, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_ROUND_MEMBERS)]
+    """Those it believes in, sorted, itself among them."""
     ready: bool
     """Whether it can take part."""
     dirty: bool
-    """Whether it trained since it last averaged."""
+    """Whether its replica changed enough since it was last averaged."""
+    base: CounterField
+    """Number of the last round that its replica holds; 0 before any."""
+    origin: DigestField
+    """Of the weights that its replica descends from: only replicas of one initialisation can be averaged."""
+    settings: Name
+    """How it averages, such as the compression: members must agree."""
+    reference: DigestField | None
+    """Of the parameters that coded differences can be relative to; None for the initial ones alone."""
+    weight: Annotated[float, msgspec.Meta(gt=0, le=limits.MAX_COUNTER)]
+    """What its parameters count for in the mean, beside the others' weights."""
+
+    def __post_init__(self) -> None:
+        if list(self.members) != sorted(set(self.members)):
+            raise ValueError("members must be sorted and each named once")
 
 
 class RoundAttestation(msgspec.Struct, frozen=True, tag="round_attestation"):
-    """What a member vouches for after the all-reduce.
+    """What a member vouches for after the exchange.
 
-    ``full``: every part it reduced came from every member, and every part of its own came back.
+    ``full``: every part it reduced came from every member, and every part of its own came back as a mean.
     """
 
     round: RoundId
     full: bool
+    missing: Annotated[tuple[PeerIdField, ...], msgspec.Meta(max_length=limits.MAX_ROUND_MEMBERS)] = ()
+    """Who is to blame if it is not full, as far as this member can tell."""
 
 
 class RoundOutcomeQuery(msgspec.Struct, frozen=True, tag="round_outcome_query"):
@@ -189,8 +210,38 @@ class RoundOutcome(msgspec.Struct, frozen=True, tag="round_outcome"):
     outcome: Outcome
 
 
+RoundWord = RoundProposal | RoundAttestation | RoundOutcomeQuery
+"""What a member says of one round."""
+
+
+class RoundTalk(msgspec.Struct, frozen=True, tag="round_talk"):
+    """Words about rounds of several experts, to one peer."""
+
+    words: Annotated[tuple[RoundWord, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_ROUNDS_PER_CALL)]
+
+
+class RoundParts(msgspec.Struct, frozen=True, tag="round_parts"):
+    """Brings the sender's parts of what this peer reduces, and asks for their means.
+
+    The tensor ``part.N`` belongs to the round number N, counted from 0; the members' compression says how it is coded.
+    The answer is an `Ack` with the tensors ``mean.N``, once every member's parts are in.
+    """
+
+    rounds: Annotated[tuple[RoundId, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_ROUNDS_PER_CALL)]
+
+
 class Ack(msgspec.Struct, frozen=True, tag="ack"):
-    """The request was taken in."""
+    """The request was taken in, or done; it brings the tensors that the request asks for."""
+
+
+RoundAnswer = RoundProposal | RoundOutcome | Ack
+"""What a word about a round is answered with."""
+
+
+class RoundTalkReply(msgspec.Struct, frozen=True, tag="round_talk_reply"):
+    """An answer to each word, in their order."""
+
+    answers: Annotated[tuple[RoundAnswer, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_ROUNDS_PER_CALL)]
 
 
 class ErrorReply(msgspec.Struct, frozen=True, tag="error"):
@@ -221,10 +272,9 @@ Message = (
     | ForwardReply
     | Infer
     | InferReply
-    | RoundProposal
-    | RoundAttestation
-    | RoundOutcomeQuery
-    | RoundOutcome
+    | RoundTalk
+    | RoundTalkReply
+    | RoundParts
     | Ack
     | ErrorReply
 )

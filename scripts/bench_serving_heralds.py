@@ -64,7 +64,9 @@ async def open_herald(folder: str, number: int, experts: int, join: Sequence[str
         form = mesh.spec.expert
         weights = digest_of(f"weights of {classes}".encode())
         uid = mesh.uid_of(classes, form)
-        adverts.append(ExpertAdvert(uid=uid, form=form, classes=classes, generation=1, weights=weights))
+        adverts.append(
+            ExpertAdvert(uid=uid, form=form, classes=classes, since=0.0, round=0, generation=1, weights=weights)
+        )
 
     def describe(issued_at: float, expires_at: float, leaving: bool) -> PeerRecord:
         return PeerRecord(

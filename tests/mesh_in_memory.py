@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from experts.averaging import Averaged
 from experts.data.dataset import ImageDataset
 from experts.data.named import load_named
 from experts.router.ridge import RouterConfig
@@ -20,7 +21,10 @@ from experts.trunk.codec import trunk_to_bytes
 from experts.trunk.images import prepare_images
 from experts.trunk.whitened import WhitenedConfig, fit_whitened
 from meshnode.advertiser import Advertiser
-from meshnode.averaging.averager import Averager, AveragerConfig
+from meshnode.averaging.averager import Averager, Steps
+from meshnode.averaging.catchup import catch_up
+from meshnode.averaging.settings import AveragerConfig
+from meshnode.blobs import fetch_from_any
 from meshnode.compute import Compute
 from meshnode.contributions import Contributions
 from meshnode.directory import Directory
@@ -35,7 +39,7 @@ from meshnode.state.rows import Reached
 from meshnode.state.state import State
 from meshnode.transport.memory import MemoryNetwork, MemoryTransport
 from protocol.framing import Frame
-from protocol.identifiers import ExpertUid, PeerId, digest_of
+from protocol.identifiers import Digest, ExpertUid, PeerId, digest_of
 from protocol.records import PeerRecord
 from protocol.signing import SigningKey
 from protocol.spec import ExpertForm, ImageInput, MeshSpec, decode_spec, encode_spec, mesh_id_of
@@ -228,13 +232,19 @@ def _put_together(
     averager_config: AveragerConfig,
 ) -> MemoryNode:
     directory = Directory(transport, MESH.mesh_id, refresh_s=60.0, objection=MESH.objection_to)
-    host = ExpertHost(state, compute)
+    host = ExpertHost(state, compute, now_s=transport.now_s)
     contributions = Contributions(
         state, compute, MESH.mesh_id, ROUTER, feature_dim=MESH.spec.feature_dim, fingerprint=MESH.fingerprint
     )
 
-    async def apply(uid: ExpertUid, delta: np.ndarray, generation: int) -> None:
-        await host.apply_delta(uid, delta, generation=generation)
+    async def apply(uid: ExpertUid, averaged: Averaged, number: int) -> None:
+        await host.apply_round(uid, averaged, number=number)
+
+    async def pull(peers: list[PeerId], digest: Digest) -> bytes:
+        return await fetch_from_any(transport, peers, digest, timeout_s=5.0)
+
+    async def behind(uid: ExpertUid) -> None:
+        await catch_up(uid, directory, host, pull=pull, apply=apply)
 
     def describe(issued_at: float, expires_at: float, leaving: bool) -> PeerRecord:
         return PeerRecord(
@@ -248,7 +258,8 @@ def _put_together(
             contributions=contributions.index,
         )
 
-    averager = Averager(transport, directory, host, averager_config, apply=apply)
+    steps = Steps(apply=apply, catch_up=behind, weight=lambda uid: 1.0)
+    averager = Averager(transport, directory, host, averager_config, steps)
     inference = RoutedInference(MESH, lambda: contributions.view, directory, transport, compute, host)
     handlers = Handlers(state.blobs, transport.peer_id, name, transport.now_s)
     handlers.attach(MESH, Serving(MESH.spec.feature_dim, host, inference, compute), averager)

@@ -1,5 +1,7 @@
 """Values of everything that crosses the wire: an example of every error, strategies for every message."""
 
+from typing import Any
+
 from hypothesis import strategies as st
 
 from protocol import errors, limits, messages
@@ -35,6 +37,31 @@ expert_answers = st.builds(messages.ExpertAnswer, counters, digests, class_names
 answer_lists = st.lists(expert_answers | error_replies, min_size=1, max_size=limits.MAX_EXPERTS_PER_CALL)
 infer_calls = st.builds(messages.InferCall, digests, peers, names, counters, spans, st.none() | texts)
 
+member_lists = st.lists(peers, min_size=1, max_size=5, unique=True).map(lambda found: tuple(sorted(found)))
+round_outcomes = st.builds(messages.RoundOutcome, round_ids, outcomes)
+round_proposals = st.builds(
+    messages.RoundProposal,
+    round_ids,
+    member_lists,
+    st.booleans(),
+    st.booleans(),
+    counters,
+    digests,
+    names,
+    st.none() | digests,
+    st.floats(1e-9, limits.MAX_COUNTER),
+)
+round_attestations = st.builds(
+    messages.RoundAttestation, round_ids, st.booleans(), st.lists(peers, max_size=5).map(tuple)
+)
+round_words = round_proposals | round_attestations | st.builds(messages.RoundOutcomeQuery, round_ids)
+round_answers = round_proposals | round_outcomes | st.just(messages.Ack())
+
+
+def _some(of: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(of, min_size=1, max_size=limits.MAX_ROUNDS_PER_CALL).map(tuple)
+
+
 MESSAGES = {
     messages.Hello: st.builds(messages.Hello, st.none() | digests),
     messages.HelloReply: st.builds(messages.HelloReply, st.none() | digests, st.none() | names, names, names, moments),
@@ -48,10 +75,9 @@ MESSAGES = {
     messages.InferReply: st.builds(
         messages.InferReply, st.lists(names, max_size=5).map(tuple), st.lists(infer_calls, max_size=5).map(tuple)
     ),
-    messages.RoundProposal: st.builds(messages.RoundProposal, round_ids, digests, st.booleans(), st.booleans()),
-    messages.RoundAttestation: st.builds(messages.RoundAttestation, round_ids, st.booleans()),
-    messages.RoundOutcomeQuery: st.builds(messages.RoundOutcomeQuery, round_ids),
-    messages.RoundOutcome: st.builds(messages.RoundOutcome, round_ids, outcomes),
+    messages.RoundTalk: st.builds(messages.RoundTalk, _some(round_words)),
+    messages.RoundTalkReply: st.builds(messages.RoundTalkReply, _some(round_answers)),
+    messages.RoundParts: st.builds(messages.RoundParts, _some(round_ids)),
     messages.Ack: st.just(messages.Ack()),
     messages.ErrorReply: error_replies,
 }

@@ -1,61 +1,100 @@
 """Averages every replica this node hosts with its peers' replicas, round after round: theta_i = (1/M) sum_j theta_i^j.
 
 A round begins whenever the DHT's time passes a multiple of the period. Every member works out the group from the
-records it has seen, and an attempt that a silent member spoils is made once more by the others.
+records it has seen; an attempt that some members cannot take part in is made again by the others.
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from meshnode.averaging.driver import AttemptResult, RoundDriver
+from experts.averaging import Averaged, codec_named
+from meshnode.averaging.budget import Candidate, RoundBudget
+from meshnode.averaging.driver import AttemptResult, RoundDriver, Talk
+from meshnode.averaging.exchange import Exchanges
+from meshnode.averaging.settings import AveragerConfig
 from meshnode.directory import Directory
 from meshnode.hosting import ExpertHost
 from meshnode.telemetry import Telemetry
 from meshnode.transport.interface import Transport
+from protocol.errors import MalformedMessage, MalformedTensor
+from protocol.framing import Announced, Frame
 from protocol.identifiers import ExpertUid, PeerId
-from protocol.membership import group_of, round_number, round_start
+from protocol.limits import MAX_ROUND_MEMBERS
+from protocol.membership import replicas_of, round_number, round_start
 from protocol.messages import (
     Ack,
-    Message,
+    RoundAnswer,
     RoundAttestation,
     RoundId,
     RoundOutcome,
     RoundOutcomeQuery,
+    RoundParts,
     RoundProposal,
+    RoundTalk,
+    RoundTalkReply,
+    RoundWord,
 )
-from protocol.rounds import AbandonReason, AttestationReceived, Event, OutcomeAsked, ProposalReceived
+from protocol.mixing import cycle_of, group_in_round
+from protocol.rounds import AbandonReason, AttestationReceived, OutcomeAsked, ProposalReceived
 
-__all__ = ["Averager", "AveragerConfig"]
+__all__ = ["Averager", "Steps"]
 
 MAX_REMEMBERED_ROUNDS = 512
 """Ended rounds whose outcome is still answered, and rounds that peers began and we have not: oldest go first."""
 
+MAX_ATTEMPTS = 3
+"""Of one round: with all, without those that cannot, and once more for members that saw different ones fail."""
+
+LEAST_SHARE = 0.4
+"""Share of an attempt's time that must be left for another: a silent member has cost half of the round's."""
+
 V = TypeVar("V")
-ApplyDelta = Callable[[ExpertUid, np.ndarray, int], Awaitable[None]]
-"""(expert, delta, generation of the snapshot that went into the round)."""
+ApplyRound = Callable[[ExpertUid, Averaged, int], Awaitable[None]]
+"""(expert, what the round came to, the round's number)."""
+
+CatchUp = Callable[[ExpertUid], Awaitable[None]]
+"""Brings a replica that has missed rounds to the others' state."""
+
+
+class _Doubt(NamedTuple):
+    """A round that ended here in silence: others may have committed it."""
+
+    round_id: RoundId
+    members: tuple[PeerId, ...]
+    averaged: Averaged
+
+
+class _Group(NamedTuple):
+    """Whom a replica is averaged with in a round."""
+
+    members: tuple[PeerId, ...]
+    cycle: int
+    """Rounds that what one of the replicas learned takes to come to all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AveragerConfig:
-    period_s: float = 10.0
-    """DHT time from one round to the next; the same at all members of a mesh, or they never meet."""
-    timeout_s: float = 5.0
-    """How long the others are awaited; at most the period."""
+class Steps:
+    """What averaging does to a replica.
+
+    Attributes:
+        apply: Commits what a round came to, to a hosted expert and to its training, if any.
+        catch_up: Pulls what others have averaged without it.
+        weight: What this node's replica counts for in a mean.
+    """
+
+    apply: ApplyRound
+    catch_up: CatchUp
+    weight: Callable[[ExpertUid], float]
 
 
 class Averager:
-    """Takes part in rounds and answers what members ask about them.
-
-    Args:
-        apply: Commits a round's delta to a hosted expert (and to its training, if any).
-        telemetry: Is told how rounds end and how long they take.
-    """
+    """Takes part in rounds and answers what members ask about them."""
 
     def __init__(
         self,
@@ -63,23 +102,27 @@ class Averager:
         directory: Directory,
         host: ExpertHost,
         config: AveragerConfig,
-        *,
-        apply: ApplyDelta,
+        steps: Steps,
         telemetry: Telemetry | None = None,
     ) -> None:
         self._transport = transport
         self._directory = directory
         self._host = host
         self._config = config
-        self._apply = apply
+        self._steps = steps
         self._telemetry = telemetry or Telemetry()
+        self._codec = codec_named(config.compression)
+        self._talk: Talk = Talk(self._say, wait_s=0.0)
+        self._exchanges = Exchanges(transport, self._codec, timeout_s=config.attempt_s)
+        self._budget = RoundBudget(config.bytes_per_round)
         self._drivers: dict[RoundId, RoundDriver] = {}
-        self._early: dict[RoundId, dict[PeerId, Event]] = {}
+        self._early: dict[RoundId, dict[PeerId, ProposalReceived]] = {}
         self._under_way: set[ExpertUid] = set()
-        self._missed: set[ExpertUid] = set()
-        """Experts whose last round ended here in silence: the others may have committed it without us."""
+        self._doubts: dict[ExpertUid, _Doubt] = {}
+        self._moving_until: dict[ExpertUid, int] = {}
+        """Number of the first round that has nothing left to pass on, by expert."""
         self.results: Counter[str] = Counter()
-        """Rounds by result: "committed", or why they were abandoned. Rounds with nothing to do are not counted."""
+        """Attempts by result: "committed", or why they were abandoned. Those with nothing to do are not counted."""
         self.last_committed: dict[ExpertUid, tuple[int, tuple[PeerId, ...]]] = {}
         """Number and group of the last committed round, by expert."""
 
@@ -96,102 +139,215 @@ class Averager:
 
     async def run_round(self, number: int) -> None:
         """Average every hosted expert that has other replicas, all at the same time."""
+        # An expert whose last round is still under way sits this one out: a snapshot taken before that round's
+        # delta is in would bring the same difference into the mean a second time.
+        groups = {uid: self._group(uid, number) for uid in self._host.experts.keys() - self._under_way}
+        groups = {uid: group for uid, group in groups.items() if len(group.members) > 1}
+        dirty = {uid for uid in groups if self._is_dirty(uid, number)}
+        affordable = self._budget.choose(self._candidate(uid, number, groups[uid].members) for uid in dirty)
         async with asyncio.TaskGroup() as experts:
-            # An expert whose last round is still under way sits this one out: a snapshot taken before that round's
-            # delta is in would bring the same difference into the mean a second time.
-            for uid in self._host.experts.keys() - self._under_way:
+            for uid, group in groups.items():
                 self._under_way.add(uid)
-                experts.create_task(self._average(uid, number), name=f"average {uid[:12]}")
+                is_ready = uid not in dirty or uid in affordable
+                average = self._average(uid, number, group, experts, is_ready=is_ready)
+                experts.create_task(average, name=f"average {uid[:12]}")
 
-    async def _average(self, uid: ExpertUid, number: int) -> None:
+    def _group(self, uid: ExpertUid, number: int) -> _Group:
+        """Whom this node averages the expert with; nobody if it is not known to hold it yet."""
+        config, me = self._config, self._transport.peer_id
+        replicas = replicas_of(uid, self._directory.records(), number=number, period_s=config.period_s)
+        if me not in replicas:
+            return _Group((), 0)
+        members = group_in_round(me, replicas, number, method=config.method, most=config.group)
+        return _Group(members, cycle_of(len(replicas), method=config.method, most=config.group))
+
+    def _candidate(self, uid: ExpertUid, number: int, members: Sequence[PeerId]) -> Candidate:
+        num_parameters = self._host.get(uid).num_parameters
+        dtype, length = self._codec.payload_header(num_parameters)
+        # Parts for the others, and the means of the own slice.
+        num_bytes = 2 * length * np.dtype(dtype).itemsize * (len(members) - 1) // len(members)
+        return Candidate(uid, number - self._host.get(uid).round, num_bytes)
+
+    def _is_dirty(self, uid: ExpertUid, number: int) -> bool:
+        """Whether the replica changed enough, is still on its way to the mean of all, or has missed a round."""
+        expert = self._host.get(uid)
+        if number < self._moving_until.get(uid, 0) or expert.drift >= self._config.min_drift:
+            return True
+        listing = self._directory.experts().get(uid)
+        newest = max((replica.advert.round for replica in listing.replicas), default=0) if listing else 0
+        return self._config.method == "group" and newest > expert.round
+
+    async def _average(
+        self, uid: ExpertUid, number: int, group: _Group, tasks: asyncio.TaskGroup, *, is_ready: bool
+    ) -> None:
         try:
-            await self._run_attempts(uid, number)
+            if await self._resolve_doubt(uid):
+                await self._run_attempts(uid, number, group, tasks, is_ready=is_ready)
         finally:
             self._under_way.discard(uid)
 
-    async def _run_attempts(self, uid: ExpertUid, number: int) -> None:
-        records = self._directory.records()
-        members = group_of(uid, records, number=number, period_s=self._config.period_s)
-        for attempt in range(2):
-            if self._transport.peer_id not in members or len(members) < 2:
+    async def _run_attempts(
+        self, uid: ExpertUid, number: int, group: _Group, tasks: asyncio.TaskGroup, *, is_ready: bool
+    ) -> None:
+        members, until_s = group.members, time.monotonic() + self._config.timeout_s
+        for attempt in range(MAX_ATTEMPTS):
+            round_id, began_s = RoundId(uid, number, attempt), time.monotonic()
+            timeout_s = min(self._config.attempt_s, until_s - began_s)
+            if timeout_s < LEAST_SHARE * self._config.attempt_s:
                 return
-            began_s = time.monotonic()
-            result = await self._attempt(RoundId(uid, number, attempt), members)
-            self._count(uid, number, members, result)
-            if result.abandoned is None or result.abandoned.reason is not AbandonReason.NOTHING_TO_DO:
+            proposal = self._propose(round_id, members, is_ready=is_ready)
+            result = await self._attempt(proposal, group.cycle, tasks, timeout_s=timeout_s)
+            self._count(round_id, members, result)
+            abandoned = result.abandoned
+            if abandoned is None or abandoned.reason is not AbandonReason.NOTHING_TO_DO:
                 self._telemetry.instruments.averaging_duration.observe(time.monotonic() - began_s)
-            self._note_whether_missed(uid, result)
-            if result.abandoned is None or not result.abandoned.silent:
+            if abandoned is None:
                 return
-            members = tuple(member for member in members if member not in result.abandoned.silent)
+            if abandoned.doubtful and result.averaged is not None and len(abandoned.left_out) == len(members) - 1:
+                self._doubts[uid] = _Doubt(round_id, members, result.averaged)
+            if self._transport.peer_id in abandoned.left_out:
+                if abandoned.reason is AbandonReason.STALE:
+                    await self._steps.catch_up(uid)
+                return
+            members = tuple(member for member in members if member not in abandoned.left_out)
+            is_worth_it = abandoned.left_out or abandoned.reason is AbandonReason.DIFFERING_VIEWS
+            if not is_worth_it or len(members) < 2:
+                return
 
-    async def _attempt(self, round_id: RoundId, members: tuple[PeerId, ...]) -> AttemptResult:
-        uid = round_id.expert
-        generation = self._host.get(uid).generation
-        driver = RoundDriver(
-            self._transport,
-            round_id,
-            members,
-            self._host.snapshot(uid),
-            timeout_s=self._config.timeout_s,
+    def _propose(self, round_id: RoundId, members: tuple[PeerId, ...], *, is_ready: bool) -> RoundProposal:
+        expert = self._host.get(round_id.expert)
+        return RoundProposal(
+            round=round_id,
+            members=members,
+            ready=is_ready,
+            dirty=self._is_dirty(round_id.expert, round_id.number),
+            base=expert.round,
+            origin=expert.origin,
+            settings=self._config.agreement,
+            reference=expert.reference_digest,
+            weight=self._steps.weight(round_id.expert),
         )
-        _remember(self._drivers, round_id, driver)
 
-        async def commit(delta: np.ndarray) -> None:
-            await self._apply(uid, delta, generation)
+    async def _attempt(
+        self, proposal: RoundProposal, cycle: int, tasks: asyncio.TaskGroup, *, timeout_s: float
+    ) -> AttemptResult:
+        uid, number = proposal.round.expert, proposal.round.number
+        driver = RoundDriver(self._transport.peer_id, proposal, self._talk, self._exchanges, timeout_s=timeout_s)
+        _remember(self._drivers, proposal.round, driver)
+        expert = self._host.get(uid)
+        reference = expert.reference
 
-        early = list(self._early.pop(round_id, {}).values())
-        dirty = self._host.get(uid).dirty or self._may_differ(uid, members)
-        return await driver.run(dirty=dirty, early=early, commit=commit)
+        def reference_of(proposals: Sequence[RoundProposal]) -> np.ndarray | None:
+            if self._codec.name == "none":
+                return None
+            shared = {proposal.reference for proposal in proposals}
+            return reference if len(shared) == 1 and None not in shared else self._host.initial(uid)
 
-    def _may_differ(self, uid: ExpertUid, members: tuple[PeerId, ...]) -> bool:
-        """Whether the others may have averaged without this replica: while it was away, or beyond its reach.
+        async def commit(averaged: Averaged) -> None:
+            await self._steps.apply(uid, averaged, number)
+            # One that was moved has news of others, and passes it on along the other axes.
+            if await asyncio.to_thread(_moved, averaged, self._config.min_drift):
+                self._moving_until[uid] = number + cycle
 
-        It takes two others to do so; in a pair nobody can commit alone.
-        """
-        return len(members) > 2 and (uid in self._missed or uid not in self.last_committed)
+        return await driver.run(
+            await self._host.snapshot_beside(uid),
+            reference_of,
+            early=list(self._early.pop(proposal.round, {}).values()),
+            commit=commit,
+            tasks=tasks,
+        )
 
-    def _note_whether_missed(self, uid: ExpertUid, result: AttemptResult) -> None:
-        if result.abandoned is None or result.abandoned.reason is AbandonReason.NOTHING_TO_DO:
-            self._missed.discard(uid)
-        elif result.abandoned.reason is not AbandonReason.DIFFERING_VIEWS:
-            self._missed.add(uid)
+    async def _resolve_doubt(self, uid: ExpertUid) -> bool:
+        """Find out how a round ended that this node heard nothing more of. False while nobody answers."""
+        doubt = self._doubts.get(uid)
+        if doubt is None:
+            return True
+        others = [member for member in doubt.members if member != self._transport.peer_id]
+        queries = [self._talk.send(member, RoundOutcomeQuery(round=doubt.round_id)) for member in others]
+        answers = await asyncio.gather(*queries, return_exceptions=True)
+        outcomes = {answer.outcome for answer in answers if isinstance(answer, RoundOutcome)}
+        if not outcomes:
+            return False
+        del self._doubts[uid]
+        if "committed" in outcomes:
+            await self._steps.apply(uid, doubt.averaged, doubt.round_id.number)
+        return True
 
-    def _count(self, uid: ExpertUid, number: int, members: tuple[PeerId, ...], result: AttemptResult) -> None:
+    def _count(self, round_id: RoundId, members: tuple[PeerId, ...], result: AttemptResult) -> None:
+        uid, number, events = round_id.expert, round_id.number, self._telemetry.events
         if result.abandoned is None:
             self.results["committed"] += 1
             self.last_committed[uid] = (number, members)
             self._telemetry.instruments.averaging_group_peers.set(len(members))
-            self._telemetry.events.emit(
-                "round_committed", level="debug", expert=uid, round=number, members=len(members)
-            )
+            events.emit("round_committed", level="debug", expert=uid, round=number, members=len(members))
         elif result.abandoned.reason is not AbandonReason.NOTHING_TO_DO:
-            self.results[str(result.abandoned.reason)] += 1
             reason = str(result.abandoned.reason)
-            self._telemetry.events.emit("round_abandoned", expert=uid, round=number, reason=reason)
+            self.results[reason] += 1
+            events.emit("round_abandoned", expert=uid, round=number, reason=reason)
 
-    async def handle(self, sender: PeerId, message: RoundProposal | RoundAttestation | RoundOutcomeQuery) -> Message:
-        """Answer a member's message about a round."""
-        driver = self._drivers.get(message.round)
-        match message:
+    def waiting(self) -> tuple[ExpertUid, ...]:
+        """Hosted experts that changed enough to be averaged, sorted."""
+        drifts = {uid: expert.drift for uid, expert in self._host.experts.items()}
+        return tuple(sorted(uid for uid, drift in drifts.items() if drift >= self._config.min_drift))
+
+    async def _say(self, peer_id: PeerId, words: Sequence[RoundWord]) -> Sequence[RoundAnswer]:
+        timeout_s = self._config.attempt_s / 2
+        reply = (await self._transport.call(peer_id, Frame(RoundTalk(tuple(words))), timeout_s=timeout_s)).message
+        if not isinstance(reply, RoundTalkReply) or len(reply.answers) != len(words):
+            raise MalformedMessage("RoundTalkReply", reason="an answer to each word is expected")
+        return reply.answers
+
+    def admit(self, announced: Announced) -> None:
+        """Refuse parts by their header.
+
+        Raises:
+            UnknownExpert: One is of an expert that is not hosted here.
+            MalformedTensor: They are more than all of their experts' parameters.
+        """
+        assert isinstance(announced.message, RoundParts)
+        num_parameters = sum(self._host.get(round_id.expert).num_parameters for round_id in announced.message.rounds)
+        if announced.body_bytes > 4 * num_parameters:
+            raise MalformedTensor("part.0", "parts are slices of the parameters")
+
+    async def answer(self, sender: PeerId, request: Frame) -> Frame:
+        """Answer a member's words about rounds, or its parts.
+
+        Raises:
+            ModuleMeshError: As `Exchanges.answer`.
+        """
+        message = request.message
+        if isinstance(message, RoundParts):
+            return await self._exchanges.answer(sender, message, request.tensors)
+        assert isinstance(message, RoundTalk)
+        return Frame(RoundTalkReply(tuple(self._hear(sender, word) for word in message.words)))
+
+    def _hear(self, sender: PeerId, word: RoundWord) -> RoundAnswer:
+        driver = self._drivers.get(word.round)
+        match word:
             case RoundProposal():
-                event = ProposalReceived(sender, message.group_digest, message.ready, message.dirty)
-                if driver is None:
-                    _remember(self._early, message.round, self._early.get(message.round, {}) | {sender: event})
-                else:
-                    driver.feed(event)
+                heard = ProposalReceived(sender, word)
+                if driver is not None:
+                    driver.feed(heard)
+                    return driver.round.proposal
+                early = self._early.get(word.round, {})
+                if len(early) < MAX_ROUND_MEMBERS:
+                    _remember(self._early, word.round, early | {sender: heard})
                 return Ack()
             case RoundAttestation():
                 if driver is None:
-                    return RoundOutcome(round=message.round, outcome="unknown")
-                driver.feed(AttestationReceived(sender, message.full))
+                    return RoundOutcome(round=word.round, outcome="unknown")
+                driver.feed(AttestationReceived(sender, word.full, frozenset(word.missing)))
                 acknowledged = driver.round.acknowledges
-                return Ack() if acknowledged else RoundOutcome(round=message.round, outcome=driver.round.outcome)
+                return Ack() if acknowledged else RoundOutcome(round=word.round, outcome=driver.round.outcome)
             case RoundOutcomeQuery():
                 if driver is None:
-                    return RoundOutcome(round=message.round, outcome="unknown")
+                    return RoundOutcome(round=word.round, outcome="unknown")
                 driver.feed(OutcomeAsked(sender))
-                return RoundOutcome(round=message.round, outcome=driver.round.outcome)
+                return RoundOutcome(round=word.round, outcome=driver.round.outcome)
+
+
+def _moved(averaged: Averaged, min_drift: float) -> bool:
+    return bool(np.linalg.norm(averaged.delta) >= min_drift * np.linalg.norm(averaged.mean))
 
 
 def _remember(memory: dict[RoundId, V], round_id: RoundId, value: V) -> None:

@@ -5,24 +5,26 @@ The machine decides; this file only sends, waits and reports back.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from meshnode.transport.interface import Reduced, ReduceGroup, Transport
+from experts.averaging import Averaged
+from meshnode.averaging.exchange import Exchanges, Member
+from meshnode.averaging.gathering import Gatherer
 from protocol.errors import ModuleMeshError
-from protocol.framing import Frame
 from protocol.identifiers import PeerId
-from protocol.membership import group_digest
 from protocol.messages import (
     Ack,
-    Message,
+    RoundAnswer,
     RoundAttestation,
-    RoundId,
     RoundOutcome,
     RoundOutcomeQuery,
     RoundProposal,
+    RoundWord,
 )
 from protocol.rounds import (
     Abandon,
@@ -32,30 +34,37 @@ from protocol.rounds import (
     Commit,
     DeadlinePassed,
     Event,
+    Exchange,
     ExchangeFinished,
     OutcomeLearned,
     OutcomeUnanswered,
+    ProposalReceived,
     Round,
-    RunAllReduce,
     SendAttestation,
     SendProposal,
 )
 
-__all__ = ["AttemptResult", "RoundDriver"]
+__all__ = ["AttemptResult", "RoundDriver", "Talk"]
 
 RESEND_S = 0.1
 """Pause before a message that did not get through is sent again."""
 
-REDUCE_SHARE = 0.6
-"""Share of the deadline that the exchange may take; the rest is for proposals and attestations."""
+EXCHANGE_SHARE = 0.8
+"""Share of the deadline by which the exchange has to be done; the rest is for attestations."""
+
+GRACE_SHARE = 0.2
+"""Answers about the outcome are awaited for this share of the deadline's time after it."""
+
+Talk = Gatherer[PeerId, RoundWord, RoundAnswer]
+"""Says words about rounds to peers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttemptResult:
     """How an attempt ended here."""
 
-    delta: np.ndarray | None
-    """Group mean minus this member's vector, float32 ``(P,)``, when it was committed; else None."""
+    averaged: Averaged | None
+    """What was exchanged in full; it holds if the attempt was not abandoned."""
     abandoned: Abandon | None
     """Why nothing came of it; None when it was committed."""
 
@@ -64,53 +73,62 @@ class RoundDriver:
     """One attempt at this member.
 
     Args:
-        transport: Reaches the others.
-        round_id: Which expert, round and attempt.
-        members: The group as this node sees it, itself included.
-        vector: This member's parameters at the start, float32 ``(P,)``.
+        me: This member.
+        proposal: What it sees at the start.
+        talk: Reaches the others.
+        exchanges: Where parts are exchanged.
         timeout_s: Until when the others are awaited, in seconds from now.
     """
 
     def __init__(
-        self,
-        transport: Transport,
-        round_id: RoundId,
-        members: tuple[PeerId, ...],
-        vector: np.ndarray,
-        *,
-        timeout_s: float,
+        self, me: PeerId, proposal: RoundProposal, talk: Talk, exchanges: Exchanges, *, timeout_s: float
     ) -> None:
-        self._transport = transport
-        self._members = members
-        self._vector = vector
+        self._me = me
+        self._talk = talk
+        self._exchanges = exchanges
+        self._began_s = time.monotonic()
         self._timeout_s = timeout_s
-        self._reduced: Reduced | None = None
+        self._averaged: Averaged | None = None
         self._tasks: asyncio.TaskGroup | None = None
+        self._exchanging: asyncio.Task[None] | None = None
         self._result: asyncio.Future[AttemptResult] = asyncio.get_running_loop().create_future()
         self._deadline_moved = asyncio.Event()
-        self.round = Round(round_id, transport.peer_id, members, time.monotonic() + timeout_s)
+        self.round = Round(me, proposal, self._began_s + timeout_s, grace_s=GRACE_SHARE * timeout_s)
 
     async def run(
-        self, *, dirty: bool, early: list[Event], commit: Callable[[np.ndarray], Awaitable[None]]
+        self,
+        vector: np.ndarray,
+        reference: Callable[[Sequence[RoundProposal]], np.ndarray | None],
+        *,
+        early: Sequence[ProposalReceived],
+        commit: Callable[[Averaged], Awaitable[None]],
+        tasks: asyncio.TaskGroup,
     ) -> AttemptResult:
         """Carry the attempt through.
 
         Args:
-            dirty: Whether this replica has learned anything since its last committed round.
+            vector: This member's parameters, float32 ``(P,)``.
+            reference: What coded differences are relative to, by the members' proposals.
             early: What peers said before this member began.
-            commit: Applies the delta; awaited before anything else once the round is committed.
+            commit: Applies what was exchanged; awaited before anything else once the round is committed.
+            tasks: What is said lives in it, and may go on being said to those that have not heard it when this returns.
         """
-        async with asyncio.TaskGroup() as self._tasks:
-            watch = self._tasks.create_task(self._watch_deadline(), name="round deadline")
-            self._perform(self.round.start(time.monotonic(), dirty=dirty))
-            for event in early:
-                self.feed(event)
-            result = await self._result
-            watch.cancel()
-            if result.delta is not None:
-                await commit(result.delta)
+        self._exchange_as = partial(self._exchange, vector, reference)
+        self._tasks = tasks
+        watch = tasks.create_task(self._watch_deadline(), name="round deadline")
+        self._perform(self.round.start(time.monotonic()))
+        for event in early:
+            self.feed(event)
+        result = await self._result
+        watch.cancel()
+        if self._exchanging is not None:
+            self._exchanging.cancel()  # of an attempt that somebody else has ended
+        if result.abandoned is None:
+            assert result.averaged is not None, "a round commits only after a full exchange of its own"
+            await commit(result.averaged)
         # The driver is kept to answer for the outcome; what was exchanged is not needed for that.
-        self._vector, self._reduced = np.empty(0, np.float32), None
+        self._averaged, self._exchanging = None, None
+        del self._exchange_as
         return result
 
     def feed(self, event: Event) -> None:
@@ -121,72 +139,77 @@ class RoundDriver:
         for action in actions:
             match action:
                 case SendProposal():
-                    proposal = RoundProposal(
-                        round=self.round.round_id,
-                        group_digest=action.group_digest,
-                        ready=action.ready,
-                        dirty=action.dirty,
-                    )
-                    self._tell_all(proposal)
-                case RunAllReduce():
-                    self._spawn(self._exchange())
+                    self._tell_all(self.round.proposal)
+                case Exchange():
+                    self._exchanging = self._spawn(self._exchange_as(action.proposals))
                 case SendAttestation():
-                    self._tell_all(RoundAttestation(round=self.round.round_id, full=action.full))
+                    missing = tuple(sorted(action.missing))
+                    self._tell_all(RoundAttestation(round=self.round.round_id, full=action.full, missing=missing))
                 case AskOutcome():
                     self._deadline_moved.set()
                     for peer_id in action.peers:
                         self._spawn(self._ask(peer_id))
                 case Commit():
-                    assert self._reduced is not None, "a round commits only after a full exchange of its own"
-                    self._result.set_result(AttemptResult(delta=self._reduced.delta, abandoned=None))
+                    self._result.set_result(AttemptResult(averaged=self._averaged, abandoned=None))
                 case Abandon():
-                    self._result.set_result(AttemptResult(delta=None, abandoned=action))
+                    self._result.set_result(AttemptResult(averaged=self._averaged, abandoned=action))
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         assert self._tasks is not None
-        self._tasks.create_task(_as_coroutine(work), name=f"round {self.round.round_id.number}")
+        return self._tasks.create_task(work, name=f"round {self.round.round_id.number}")
 
-    def _tell_all(self, message: Message) -> None:
-        for peer_id in self._members:
-            if peer_id != self._transport.peer_id:
-                self._spawn(self._tell(peer_id, message))
+    def _tell_all(self, word: RoundWord) -> None:
+        for peer_id in self.round.proposal.members:
+            if peer_id != self._me:
+                self._spawn(self._tell(peer_id, word))
 
-    async def _tell(self, peer_id: PeerId, message: Message) -> None:
+    async def _tell(self, peer_id: PeerId, word: RoundWord) -> None:
         """Say it until it is acknowledged or nobody cares any more."""
         while True:
             try:
-                reply = await self._call(peer_id, message)
+                answer = await self._talk.send(peer_id, word)
             except ModuleMeshError:  # whatever a peer answers with must not end this node's rounds
                 if self.round.ended:
                     return
                 await asyncio.sleep(RESEND_S)
                 continue
-            if isinstance(reply, RoundOutcome):
-                self.feed(OutcomeLearned(peer_id, reply.outcome))
-            elif isinstance(message, RoundAttestation):
-                self.feed(AttestationDelivered(peer_id))
+            match answer:
+                case RoundOutcome():
+                    self.feed(OutcomeLearned(peer_id, answer.outcome))
+                case RoundProposal():
+                    self.feed(ProposalReceived(peer_id, answer))
+                case Ack() if isinstance(word, RoundAttestation):
+                    self.feed(AttestationDelivered(peer_id))
             return
 
     async def _ask(self, peer_id: PeerId) -> None:
         try:
-            reply = await self._call(peer_id, RoundOutcomeQuery(round=self.round.round_id))
+            answer = await self._talk.send(peer_id, RoundOutcomeQuery(round=self.round.round_id))
         except ModuleMeshError:
-            reply = None
-        if isinstance(reply, RoundOutcome):
-            self.feed(OutcomeLearned(peer_id, reply.outcome))
+            answer = Ack()
+        if isinstance(answer, RoundOutcome):
+            self.feed(OutcomeLearned(peer_id, answer.outcome))
         else:
             self.feed(OutcomeUnanswered(peer_id))
 
-    async def _call(self, peer_id: PeerId, message: Message) -> RoundOutcome | Ack:
-        reply = await self._transport.call(peer_id, Frame(message), timeout_s=self._timeout_s / 2)
-        return reply.message if isinstance(reply.message, RoundOutcome) else Ack()
-
-    async def _exchange(self) -> None:
-        round_id = self.round.round_id
-        digest = group_digest(round_id.expert, round_id.number, round_id.attempt, self._members)
-        group = ReduceGroup(group_id=bytes.fromhex(digest), members=self._members)
-        self._reduced = await self._transport.all_reduce(group, self._vector, timeout_s=REDUCE_SHARE * self._timeout_s)
-        self.feed(ExchangeFinished(self._reduced.full))
+    async def _exchange(
+        self,
+        vector: np.ndarray,
+        reference_of: Callable[[Sequence[RoundProposal]], np.ndarray | None],
+        proposals: Sequence[RoundProposal],
+    ) -> None:
+        members = [
+            Member(peer, proposal.weight) for peer, proposal in zip(self.round.proposal.members, proposals, strict=True)
+        ]
+        exchanged = await self._exchanges.run(
+            self.round.round_id,
+            members,
+            vector,
+            reference_of(proposals),
+            timeout_s=max(0.0, self._began_s + EXCHANGE_SHARE * self._timeout_s - time.monotonic()),
+        )
+        self._averaged = exchanged.averaged
+        self.feed(ExchangeFinished(exchanged.averaged is not None, exchanged.missing))
 
     async def _watch_deadline(self) -> None:
         while not self.round.ended:
@@ -196,7 +219,3 @@ class RoundDriver:
                     await self._deadline_moved.wait()
             except TimeoutError:
                 self.feed(DeadlinePassed())
-
-
-async def _as_coroutine(work: Awaitable[None]) -> None:
-    await work

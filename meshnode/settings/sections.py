@@ -19,7 +19,8 @@ from meshnode.settings.units import parse_duration_s
 from protocol.addresses import parse_address
 from protocol.errors import MalformedAddress, MalformedIdentifier
 from protocol.identifiers import MeshId, parse_digest
-from protocol.limits import MAX_NAME_CHARS, MAX_RECORD_TTL_S
+from protocol.limits import MAX_NAME_CHARS, MAX_RECORD_TTL_S, MAX_ROUND_MEMBERS
+from protocol.mixing import MixingMethod
 
 __all__ = [
     "ApiSection",
@@ -315,7 +316,22 @@ class AverageSection(_Section):
     every_s: Seconds = Field(default=10.0, alias="every")
     """Period of the rounds. All nodes of a mesh must have the same: it makes the round's number."""
     timeout_s: Seconds = Field(default=5.0, alias="timeout")
-    """A round is given up after this; shorter than the period, or rounds would overlap."""
+    """A round is given up after this; shorter than the period, or rounds would overlap. The first half is for all
+    replicas, the rest for those that a silent one has left over."""
+    method: MixingMethod = "group"
+    """``group``: all replicas at once, up to ``group`` of them, and along a grid over several rounds beyond. In pairs:
+    ``hypercube``, or at ``random``. The same at all nodes of a mesh."""
+    group: int = Field(default=16, ge=2, le=MAX_ROUND_MEMBERS)
+    """Most replicas that exchange with one another in a round. The same at all nodes of a mesh."""
+    compression: Literal["none", "float16", "int8", "topk"] = "none"
+    """How parameters travel. What a code cannot say is kept and sent later, so nothing is lost, only later. The same
+    at all nodes of a mesh."""
+    weighting: Literal["uniform", "samples"] = "uniform"
+    """What a replica counts for: as much as any other, or by the samples its node learned. The same at all nodes of a
+    mesh."""
+    min_drift: float = Field(default=1e-4, ge=0, le=1)
+    """A replica is averaged again once it differs by this much, as a share of its parameters' norm, from the last
+    mean."""
 
     @model_validator(mode="after")
     def _rounds_do_not_overlap(self) -> Self:

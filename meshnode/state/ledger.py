@@ -5,6 +5,7 @@ ledger names blobs by digest and never holds their bytes.
 """
 
 import contextlib
+import dataclasses
 import errno
 import json
 import sqlite3
@@ -17,11 +18,11 @@ from typing import Any, Final, Self
 from meshnode.errors import StateTooNew, StateUnreadable
 from meshnode.state.rows import ContributionRow, ExpertRow, Generation, Reached, TaskRow
 from protocol.errors import UnknownExpert
-from protocol.identifiers import Digest, ExpertUid
+from protocol.identifiers import ExpertUid
 
 __all__ = ["Ledger", "SCHEMA_VERSION"]
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 _SCHEMA: Final = (
     "CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
@@ -29,7 +30,8 @@ _SCHEMA: Final = (
         uid TEXT PRIMARY KEY,
         kind TEXT NOT NULL,
         architecture TEXT NOT NULL, -- JSON object
-        classes TEXT NOT NULL       -- JSON array
+        classes TEXT NOT NULL,      -- JSON array
+        origin TEXT                -- digest; NULL for the initial weights
     ) STRICT""",
     """CREATE TABLE generations (
         uid TEXT NOT NULL REFERENCES experts (uid) ON DELETE CASCADE,
@@ -40,6 +42,7 @@ _SCHEMA: Final = (
         created_at REAL NOT NULL,   -- Unix seconds
         steps INTEGER NOT NULL,     -- of the run
         run TEXT,                   -- NULL before any
+        round INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (uid, number)
     ) STRICT""",
     """CREATE TABLE contributions (
@@ -56,14 +59,17 @@ _SCHEMA: Final = (
         state TEXT NOT NULL,
         learned_at REAL             -- Unix seconds
     ) STRICT""",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 
-_FROM_VERSION_1: Final = (
-    # At the end, as in a new ledger. No run of before can be gone on with, for none of them has a name.
-    "ALTER TABLE generations ADD COLUMN run TEXT",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
+_UPGRADES: Final = (
+    # No run of before can be gone on with, for none of them has a name.
+    ("ALTER TABLE generations ADD COLUMN run TEXT",),
+    (
+        "ALTER TABLE experts ADD COLUMN origin TEXT",
+        "ALTER TABLE generations ADD COLUMN round INTEGER NOT NULL DEFAULT 0",
+    ),
 )
+"""From each version to the next, the first one's first; a column that is added stands where a new ledger has it."""
 
 
 class Ledger:
@@ -131,9 +137,15 @@ class Ledger:
 
     def add_expert(self, expert: ExpertRow) -> None:
         """Host an expert. One that is hosted stays as it is: its uid stands for all that is written here."""
-        values = (expert.uid, expert.kind, _to_json(expert.architecture), _to_json(expert.classes))
+        values = (
+            expert.uid,
+            expert.kind,
+            _to_json(expert.architecture),
+            _to_json(expert.classes),
+            expert.origin,
+        )
         with self._transaction() as db:
-            db.execute("INSERT INTO experts VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
+            db.execute("INSERT INTO experts VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
 
     def experts(self) -> tuple[ExpertRow, ...]:
         """All hosted experts, sorted by uid."""
@@ -142,44 +154,41 @@ class Ledger:
                 uid=row["uid"],
                 architecture=json.loads(row["architecture"]),
                 classes=tuple(json.loads(row["classes"])),
+                origin=row["origin"],
             )
             for row in self._rows("SELECT * FROM experts ORDER BY uid")
         )
 
-    def add_generation(
-        self,
-        uid: ExpertUid,
-        digest: Digest,
-        *,
-        cause: str,
-        parent: Digest | None,
-        created_at: float,
-        reached: Reached | None,
-    ) -> Generation:
-        """Write the expert's next generation, whose blob is stored already.
+    def add_generation(self, generation: Generation) -> Generation:
+        """Write an expert's next generation, whose blob is stored already.
+
+        Args:
+            generation: Its number is of no matter.
+
+        Returns: The same, with the number after the newest one's.
 
         Raises:
             UnknownExpert: The expert is not hosted here.
         """
+        uid, reached = generation.uid, generation.reached
         with self._transaction() as db:
             if not db.execute("SELECT 1 FROM experts WHERE uid = ?", (uid,)).fetchone():
                 raise UnknownExpert(uid)
             (newest,) = db.execute("SELECT max(number) FROM generations WHERE uid = ?", (uid,)).fetchone()
-            generation = Generation(
-                uid=uid,
-                number=(newest or 0) + 1,
-                digest=digest,
-                cause=cause,
-                parent=parent,
-                created_at=created_at,
-                reached=reached,
+            written = dataclasses.replace(generation, number=(newest or 0) + 1)
+            values = (
+                uid,
+                written.number,
+                written.digest,
+                written.cause,
+                written.parent,
+                written.created_at,
+                0 if reached is None else reached.steps,
+                None if reached is None else reached.run,
+                written.round,
             )
-            steps, run = (0, None) if reached is None else (reached.steps, reached.run)
-            db.execute(
-                "INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (uid, generation.number, digest, cause, parent, created_at, steps, run),
-            )
-        return generation
+            db.execute("INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        return written
 
     def generations(self, uid: ExpertUid) -> tuple[Generation, ...]:
         """What is kept of an expert, the newest first; empty for one that is not hosted."""
@@ -193,6 +202,7 @@ class Ledger:
                 parent=row["parent_digest"],
                 created_at=row["created_at"],
                 reached=None if row["run"] is None else Reached(run=row["run"], steps=row["steps"]),
+                round=row["round"],
             )
             for row in rows
         )
@@ -243,8 +253,10 @@ class Ledger:
         if version < SCHEMA_VERSION:
             # One transaction, the version in it: a kill in between leaves a file that still counts as it was.
             connection.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA if version == 0 else _FROM_VERSION_1:
+            upgrades = (statement for upgrade in _UPGRADES[version - 1 :] for statement in upgrade)
+            for statement in _SCHEMA if version == 0 else upgrades:
                 connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             connection.execute("COMMIT")
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":

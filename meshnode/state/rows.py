@@ -17,6 +17,8 @@ class ExpertRow:
     """A JSON object from which its module can be built; ``kind`` names the form."""
     classes: tuple[str, ...]
     """What it answers for, in the order of its module's columns."""
+    origin: Digest | None = None
+    """Of the weights that its own descend from; None if these are the initial ones of its uid."""
 
     @property
     def kind(self) -> str:
@@ -38,18 +40,20 @@ class Generation:
     """One state of one expert's weights; never changed once written."""
 
     uid: ExpertUid
-    number: int
-    """Counts up from 1 on this node, without ever going back."""
     digest: Digest
     """Of the blob with the weights."""
     cause: str
-    """What made it: "initial", "adopted", "trained", "averaged"."""
+    """What made it: "initial", "adopted", "trained", "averaged", "pulled"."""
     parent: Digest | None
     """Weights it was made from; None for the first."""
     created_at: float
     """Unix seconds."""
     reached: Reached | None
     """The last training run behind it, which averaging keeps; None if it was never trained here."""
+    round: int = 0
+    """Number of the last averaging round that it holds; 0 before any."""
+    number: int = 0
+    """Counts up from 1 on this node, without ever going back; 0 for one that is not written yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -80,30 +80,46 @@ class State:
         """Remember ``value`` under ``key``; if it is a digest, the blob of that digest is kept."""
         self.ledger.set_setting(key, value)
 
-    def add_expert(self, uid: ExpertUid, *, architecture: Mapping[str, object], classes: tuple[str, ...]) -> None:
+    def add_expert(
+        self,
+        uid: ExpertUid,
+        *,
+        architecture: Mapping[str, object],
+        classes: tuple[str, ...],
+        origin: Digest | None = None,
+    ) -> None:
         """Host an expert from now on; nothing to do if it is hosted already.
 
         Args:
             uid: The expert.
             architecture: A JSON object with ``kind``, enough to build its module.
             classes: In the order of its module's columns.
+            origin: Of weights that its own descend from, if not from the initial ones.
         """
-        self.ledger.add_expert(ExpertRow(uid=uid, architecture=architecture, classes=classes))
+        self.ledger.add_expert(ExpertRow(uid=uid, architecture=architecture, classes=classes, origin=origin))
 
     def hosted_experts(self) -> tuple[ExpertRow, ...]:
         """All hosted experts, sorted by uid."""
         return self.ledger.experts()
 
     def commit_generation(
-        self, uid: ExpertUid, weights: bytes, *, cause: str, reached: Reached | None = None, now_s: float | None = None
+        self,
+        uid: ExpertUid,
+        weights: bytes,
+        *,
+        cause: str,
+        reached: Reached | None = None,
+        round_: int = 0,
+        now_s: float | None = None,
     ) -> Generation:
         """Keep new weights of an expert; when this returns they survive a kill.
 
         Args:
             uid: An expert hosted here.
             weights: As they will be loaded; stored by digest.
-            cause: What made them: "initial", "adopted", "trained", "averaged".
+            cause: What made them: "initial", "adopted", "trained", "averaged", "pulled".
             reached: The last training run behind them; None if there was none here.
+            round_: Number of the last averaging round that they hold; 0 before any.
             now_s: Unix seconds; None takes the clock's.
 
         Raises:
@@ -114,12 +130,15 @@ class State:
                 raise UnknownExpert(uid)
             parent = self.current(uid)
             return self.ledger.add_generation(
-                uid,
-                self.blobs.put(weights),
-                cause=cause,
-                parent=parent.digest if parent else None,
-                created_at=time.time() if now_s is None else now_s,
-                reached=reached,
+                Generation(
+                    uid=uid,
+                    digest=self.blobs.put(weights),
+                    cause=cause,
+                    parent=parent.digest if parent else None,
+                    created_at=time.time() if now_s is None else now_s,
+                    reached=reached,
+                    round=round_,
+                )
             )
 
     def current(self, uid: ExpertUid) -> Generation | None:

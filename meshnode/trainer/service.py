@@ -390,11 +390,12 @@ class Trainer:
         listing = self._parts.directory.experts().get(uid)
         if listing is None:  # its last lease ended while another replica was being pulled
             raise UnknownExpert(uid)
-        newest = max((replica.advert for replica in listing.replicas), key=lambda advert: advert.generation)
+        adverts = (replica.advert for replica in listing.replicas)
+        newest = max(adverts, key=lambda advert: (advert.round, advert.generation))
         peers = [replica.peer_id for replica in listing.replicas if replica.advert.weights == newest.weights]
         weights = await fetch_from_any(self._parts.transport, peers, newest.weights, timeout_s=self._call_timeout_s)
         architecture = self._parts.mesh.architecture(newest.form, len(listing.classes))
-        await self._parts.host.adopt(uid, listing.classes, architecture, weights)
+        await self._parts.host.adopt(uid, listing.classes, architecture, weights, round_=newest.round)
         self._parts.telemetry.events.emit("expert_hosted", expert=uid, classes=listing.classes, cause="replica")
 
     async def _spawn(self, classes: tuple[str, ...]) -> ExpertUid:

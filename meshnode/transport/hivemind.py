@@ -1,4 +1,4 @@
-"""The transport over hivemind: its p2pd for connections, its DHT for records, its all-reduce for averages.
+"""The transport over hivemind: its p2pd for connections and its DHT for records.
 
 Everything runs in the caller's asyncio loop and one child process, p2pd, which ends when its control socket closes: a
 killed daemon therefore leaves none behind.
@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hivemind.dht.node import DHTNode
 from hivemind.dht.routing import DHTID
 from hivemind.p2p import P2P, P2PDaemonError, PeerID
@@ -27,9 +26,8 @@ from hivemind.utils.timed_storage import get_dht_time
 
 from meshnode.errors import ConfigInvalid, NodeError, PortInUse
 from meshnode.telemetry.instruments import Instruments
-from meshnode.transport.allreduce import AllReduce
 from meshnode.transport.guard import RecordsAndDeclarations, SeparateStorage, SignedRecordsOnly, reserve_for_records
-from meshnode.transport.interface import Admission, FrameHandler, Reduced, ReduceGroup, Traffic, admit_all
+from meshnode.transport.interface import Admission, FrameHandler, Traffic, admit_all
 from meshnode.transport.links import CALLER_GONE_S, CalleeLink, CallerLink
 from meshnode.transport.moe.network import HivemindMoe
 from meshnode.transport.pool import LinkPool
@@ -41,7 +39,7 @@ from protocol.messages import ErrorReply
 
 __all__ = ["HivemindConfig", "HivemindTransport", "TransportFailed"]
 
-STREAM_PROTOCOLS = ("/modulemesh/2",)
+STREAM_PROTOCOLS = ("/modulemesh/3",)
 """Versions of the stream protocol that this program speaks, the best first: libp2p takes the first that both do."""
 
 FIRST_READ_BYTES = 2**20
@@ -99,7 +97,6 @@ class HivemindTransport:
         self._traffic = Traffic()
         self._instruments = instruments
         self._links = LinkPool(self._open_link)
-        self._reductions = AllReduce(p2p)
         self.moe = HivemindMoe(p2p, dht, self._traffic, instruments)
         """hivemind's own expert protocol; see `HivemindConfig.moe`."""
         self._handler: FrameHandler = _not_ready
@@ -161,7 +158,6 @@ class HivemindTransport:
     async def _start(self) -> None:
         for protocol in STREAM_PROTOCOLS:
             await self._p2p.add_binary_stream_handler(protocol, self._serve_stream)
-        await self._reductions.start()
         self._ticking = asyncio.create_task(self._tick(), name="links")
 
     @property
@@ -282,14 +278,6 @@ class HivemindTransport:
             for subkey, entry in found.value.items()
             if isinstance(subkey, str) and isinstance(entry.value, bytes)
         }
-
-    async def all_reduce(self, group: ReduceGroup, vector: np.ndarray, *, timeout_s: float) -> Reduced:
-        # What goes out and comes back is counted by the all-reduce's own arithmetic: each member sends every part
-        # but its own to the part's reducer and gets it back, and returns the parts that it reduces.
-        wire_bytes = 2 * vector.nbytes * (len(group.members) - 1) // len(group.members)
-        self._traffic.sent["averaging"] += wire_bytes
-        self._traffic.received["averaging"] += wire_bytes
-        return await self._reductions.run(group, vector, timeout_s=timeout_s)
 
     async def wait_failed(self) -> str:
         status = await self._p2p._child.wait()

@@ -1,7 +1,7 @@
 """The seam between a node and its network.
 
-Everything above speaks to a `Transport`: signed records go to the DHT under a key, frames go to a peer and come back,
-and a vector is all-reduced in a group. `HivemindTransport` does it over libp2p, `MemoryTransport` in one process.
+Everything above speaks to a `Transport`: signed records go to the DHT under a key, and frames go to a peer and come
+back. `HivemindTransport` does it over libp2p, `MemoryTransport` in one process.
 Whatever the network raises is translated here into the errors of `protocol.errors`; no foreign exception crosses the
 seam.
 """
@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
-
-import numpy as np
 
 from protocol.framing import Announced, Frame
 from protocol.identifiers import PeerId
@@ -23,13 +21,12 @@ from protocol.messages import (
     Infer,
     InferReply,
     Message,
-    RoundAttestation,
-    RoundOutcome,
-    RoundOutcomeQuery,
-    RoundProposal,
+    RoundParts,
+    RoundTalk,
+    RoundTalkReply,
 )
 
-__all__ = ["Admission", "FrameHandler", "ReduceGroup", "Reduced", "Traffic", "Transport", "admit_all", "kind_of"]
+__all__ = ["Admission", "FrameHandler", "Traffic", "Transport", "admit_all", "kind_of"]
 
 FrameHandler = Callable[[PeerId, Frame], Awaitable[Frame]]
 """Answers one request. The peer id comes from the encrypted session, so it can be believed."""
@@ -59,28 +56,6 @@ class Traffic:
         return self.received.total()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReduceGroup:
-    """The members of one all-reduce, in the order they agreed on, and the id of this run of it."""
-
-    group_id: bytes
-    members: tuple[PeerId, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reduced:
-    """What one member holds after an all-reduce.
-
-    ``full`` is this member's own testimony only: every part it reduced came from every member, and every part it sent
-    came back. The mean may be used only when every member testifies the same: a partial
-    all-reduce looks like a success to some of its members.
-    """
-
-    delta: np.ndarray
-    """Mean of the group minus the vector given, float32 ``(P,)``."""
-    full: bool
-
-
 def kind_of(message: Message) -> str:
     """The kind of traffic a message belongs to."""
     match message:
@@ -88,7 +63,7 @@ def kind_of(message: Message) -> str:
             return "inference"
         case BlobGet() | BlobPart():
             return "blobs"
-        case RoundProposal() | RoundAttestation() | RoundOutcomeQuery() | RoundOutcome():
+        case RoundTalk() | RoundTalkReply() | RoundParts():
             return "averaging"
         case _:
             return "control"
@@ -151,10 +126,6 @@ class Transport(Protocol):
 
     async def lookup(self, key: str) -> Mapping[str, bytes]:
         """All unexpired ``{subkey: value}`` under `key`; empty when there are none."""
-        ...
-
-    async def all_reduce(self, group: ReduceGroup, vector: np.ndarray, *, timeout_s: float) -> Reduced:
-        """Mean of the members' vectors. Never raises on a failing member: `Reduced.full` is then False."""
         ...
 
     async def wait_failed(self) -> str:

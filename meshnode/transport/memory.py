@@ -7,11 +7,8 @@ records are encoded and decoded on the way, so what passes here would pass on th
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
-import numpy as np
-
-from meshnode.transport.interface import Admission, FrameHandler, Reduced, ReduceGroup, Traffic, admit_all, kind_of
+from meshnode.transport.interface import Admission, FrameHandler, Traffic, admit_all, kind_of
 from protocol.addresses import parse_address
 from protocol.errors import CallTimeout, ModuleMeshError, NotReady, PeerUnreachable, error_from_wire
 from protocol.framing import EncodedFrame, Frame, decode_body, decode_header, encode_frame
@@ -19,14 +16,6 @@ from protocol.identifiers import PeerId
 from protocol.messages import ErrorReply, error_reply
 
 __all__ = ["MemoryNetwork", "MemoryTransport"]
-
-
-@dataclass(slots=True)
-class _Reduction:
-    """Vectors given so far to one all-reduce; `complete` once the last member has given its own."""
-
-    vectors: dict[PeerId, np.ndarray] = field(default_factory=dict)
-    complete: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class MemoryNetwork:
@@ -46,7 +35,6 @@ class MemoryNetwork:
         self._rng = rng
         self._nodes: dict[PeerId, MemoryTransport] = {}
         self._records: dict[str, dict[str, tuple[bytes, float]]] = {}
-        self._reductions: dict[bytes, _Reduction] = {}
         self._islands: list[frozenset[PeerId]] = []
 
     def partition(self, *islands: frozenset[PeerId]) -> None:
@@ -89,16 +77,6 @@ class MemoryNetwork:
     def _find(self, key: str) -> dict[str, bytes]:
         held = self._records.get(key, {})
         return {subkey: value for subkey, (value, expires_at) in held.items() if expires_at > self.now_s}
-
-    async def _reduce(self, me: PeerId, group: ReduceGroup, vector: np.ndarray) -> np.ndarray:
-        reduction = self._reductions.setdefault(group.group_id, _Reduction())
-        reduction.vectors[me] = vector
-        if len(reduction.vectors) == len(group.members):
-            reduction.complete.set()
-        await reduction.complete.wait()
-        total = np.sum([reduction.vectors[member] for member in group.members], axis=0, dtype=np.float64)
-        mean: np.ndarray = np.asarray(total / len(group.members), dtype=np.float32)
-        return mean
 
 
 class MemoryTransport:
@@ -178,16 +156,6 @@ class MemoryTransport:
 
     async def lookup(self, key: str) -> Mapping[str, bytes]:
         return self._network._find(key)
-
-    async def all_reduce(self, group: ReduceGroup, vector: np.ndarray, *, timeout_s: float) -> Reduced:
-        try:
-            async with asyncio.timeout(timeout_s):
-                mean = await self._network._reduce(self._peer_id, group, vector)
-        except TimeoutError:
-            return Reduced(delta=np.zeros_like(vector), full=False)
-        if not all(self._network._reachable(self._peer_id, member) for member in group.members):
-            return Reduced(delta=np.zeros_like(vector), full=False)
-        return Reduced(delta=mean - vector, full=True)
 
     async def wait_failed(self) -> str:
         await asyncio.Event().wait()

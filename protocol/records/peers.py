@@ -44,6 +44,10 @@ class ExpertAdvert(msgspec.Struct, frozen=True):
     """Its architecture, but for the number of classes."""
     classes: ClassNames
     """Sorted, each once."""
+    since: MomentField
+    """From when on the peer has advertised it without a break, Unix seconds of the DHT's clock."""
+    round: CounterField
+    """Number of the last averaging round that the replica holds; 0 before any."""
     generation: CounterField
     weights: DigestField
     """Of this generation's safetensors bytes, which the peer serves as a blob."""

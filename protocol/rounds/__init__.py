@@ -3,7 +3,7 @@
 A plain all-reduce may fail for some members and report success to others (measured on hivemind's), after
 which replicas differ for good. So members agree first and attest afterwards::
 
-    propose  ->  all-reduce  ->  attest  ->  commit                     everybody heard everybody
+    propose  ->   exchange   ->  attest  ->  commit                     everybody heard everybody
        |             |             |
        |             |             +->  ask the others  ->  commit      one of them had committed
        |             |                                  ->  abandon     none of those that answered had
@@ -22,8 +22,10 @@ the others abandon, and the lost member is stale when it returns.
 
 What the driver does:
 
-- It makes the round at the first sight of its id, since proposals and attestations may come before this
-  member has begun, and calls ``start`` later. It keeps the round for a while after its end, to be asked.
+- It keeps proposals that come before this member has begun, and hands them in after ``start``. It keeps the
+  round for a while after its end, to be asked.
+- It answers a proposal with its own, so that members with differing views learn of each other's.
+- It makes another attempt without those that an abandoned one leaves out, if it is not among them.
 - It delivers `DeadlinePassed` at ``Round.deadline_s``, which moves once.
 - It sends proposals and attestations again until they are acknowledged or the round has ended; a query it
   sends once. An acknowledged attestation is `AttestationDelivered`, an outcome in a reply is
@@ -40,7 +42,7 @@ from protocol.rounds.actions import (
     Action,
     AskOutcome,
     Commit,
-    RunAllReduce,
+    Exchange,
     SendAttestation,
     SendProposal,
 )
@@ -67,6 +69,7 @@ __all__ = [
     "Commit",
     "DeadlinePassed",
     "Event",
+    "Exchange",
     "ExchangeFinished",
     "OutcomeAsked",
     "OutcomeLearned",
@@ -74,7 +77,6 @@ __all__ = [
     "Phase",
     "ProposalReceived",
     "Round",
-    "RunAllReduce",
     "SendAttestation",
     "SendProposal",
 ]

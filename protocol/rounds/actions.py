@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from protocol.wiretypes import Digest, PeerId
+from protocol.messages import RoundProposal
+from protocol.wiretypes import PeerId
 
 __all__ = [
     "Abandon",
@@ -11,7 +12,7 @@ __all__ = [
     "Action",
     "AskOutcome",
     "Commit",
-    "RunAllReduce",
+    "Exchange",
     "SendAttestation",
     "SendProposal",
 ]
@@ -20,6 +21,10 @@ __all__ = [
 class AbandonReason(StrEnum):
     """Why a round had no effect here."""
 
+    DIFFERING_ORIGINS = "differing_origins"
+    """A member's replica descends from other initial weights: entries of the two do not mean the same."""
+    DIFFERING_SETTINGS = "differing_settings"
+    """A member averages in another way."""
     DIFFERING_VIEWS = "differing_views"
     """A member sees another group."""
     INCOMPLETE = "incomplete"
@@ -32,20 +37,21 @@ class AbandonReason(StrEnum):
     """A member has abandoned the round, or is about to."""
     PARTNER_SILENT = "partner_silent"
     """A member was not heard in time."""
+    STALE = "stale"
+    """A member's replica has missed rounds that the others hold; it has to pull first."""
 
 
 @dataclass(frozen=True, slots=True)
 class SendProposal:
-    """Tell every other member what this one sees."""
-
-    group_digest: Digest
-    ready: bool
-    dirty: bool
+    """Tell every other member what this one sees: `Round.proposal`."""
 
 
 @dataclass(frozen=True, slots=True)
-class RunAllReduce:
-    """Start the exchange with all members; report `ExchangeFinished`."""
+class Exchange:
+    """Exchange parts with all members, by their proposals; report `ExchangeFinished`."""
+
+    proposals: tuple[RoundProposal, ...]
+    """In the order of the members."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,7 @@ class SendAttestation:
     """Tell every other member how the exchange went here."""
 
     full: bool
+    missing: frozenset[PeerId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +76,14 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Abandon:
-    """Discard what was exchanged. The round has ended.
-
-    ``silent``: the members to leave out of another attempt.
-    """
+    """Discard what was exchanged, unless it is ``doubtful``. The round has ended."""
 
     reason: AbandonReason
-    silent: frozenset[PeerId] = frozenset()
+    left_out: frozenset[PeerId] = frozenset()
+    """The members to leave out of another attempt; if there are none, another would end the same, unless it was only
+    the others that saw more members than this one."""
+    doubtful: bool = False
+    """Whether a member that did not answer may have committed."""
 
 
-Action = SendProposal | RunAllReduce | SendAttestation | AskOutcome | Commit | Abandon
+Action = SendProposal | Exchange | SendAttestation | AskOutcome | Commit | Abandon

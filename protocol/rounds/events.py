@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from protocol.messages import Outcome
-from protocol.wiretypes import Digest, PeerId
+from protocol.messages import Outcome, RoundProposal
+from protocol.wiretypes import PeerId
 
 __all__ = [
     "AttestationDelivered",
@@ -21,27 +21,27 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ProposalReceived:
-    """What ``peer`` sees at the round's start; fields as in ``RoundProposal``."""
+    """What ``peer`` sees at the round's start."""
 
     peer: PeerId
-    group_digest: Digest
-    ready: bool
-    dirty: bool
+    proposal: RoundProposal
 
 
 @dataclass(frozen=True, slots=True)
 class ExchangeFinished:
-    """The all-reduce ended; ``full`` as in ``RoundAttestation``."""
+    """The exchange ended; fields as in ``RoundAttestation``."""
 
     full: bool
+    missing: frozenset[PeerId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class AttestationReceived:
-    """``peer`` says how the exchange went there; ``full`` as in ``RoundAttestation``."""
+    """``peer`` says how the exchange went there; fields as in ``RoundAttestation``."""
 
     peer: PeerId
     full: bool
+    missing: frozenset[PeerId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,16 @@
 """The state machine of a round. The rules and the driver's part are in the package's docstring."""
 
-from collections.abc import Sequence
 from enum import StrEnum
 
-from protocol.limits import OUTCOME_GRACE_S
-from protocol.membership import group_digest
-from protocol.messages import Outcome, RoundId
+from protocol.limits import MAX_ROUNDS_BEHIND
+from protocol.messages import Outcome, RoundId, RoundProposal
 from protocol.rounds.actions import (
     Abandon,
     AbandonReason,
     Action,
     AskOutcome,
     Commit,
-    RunAllReduce,
+    Exchange,
     SendAttestation,
     SendProposal,
 )
@@ -28,6 +26,7 @@ from protocol.rounds.events import (
     PeerEvent,
     ProposalReceived,
 )
+from protocol.rounds.fitness import unfit_members
 from protocol.wiretypes import PeerId
 
 __all__ = ["Phase", "Round"]
@@ -37,7 +36,7 @@ class Phase(StrEnum):
     """Where a round stands at this member."""
 
     PROPOSING = "proposing"
-    REDUCING = "reducing"
+    EXCHANGING = "exchanging"
     ATTESTING = "attesting"
     ASKING = "asking"
     COMMITTED = "committed"
@@ -50,42 +49,37 @@ class Round:
     Events that come before `start` are kept; events after the end do nothing.
 
     Attributes:
-        round_id: Which expert, round and attempt.
+        proposal: What this member sees: which round, who takes part, and what it brings.
         phase: Where it stands.
         deadline_s: When to deliver `DeadlinePassed`, by the clock that ``now_s`` is of. It moves when the
             others are asked for the outcome; a delivery before it has no effect.
     """
 
-    def __init__(
-        self,
-        round_id: RoundId,
-        me: PeerId,
-        members: Sequence[PeerId],
-        deadline_s: float,
-        grace_s: float = OUTCOME_GRACE_S,
-    ) -> None:
+    def __init__(self, me: PeerId, proposal: RoundProposal, deadline_s: float, grace_s: float) -> None:
         """Prepares the round; `start` begins it.
 
         Args:
-            round_id: Which expert, round and attempt.
             me: The member that this object is of.
-            members: The group, ``me`` included.
+            proposal: What it sees; ``me`` is among the members.
             deadline_s: The moment until which the others are awaited.
             grace_s: How much longer, in seconds, answers about the outcome are awaited.
         """
-        assert me in members
-        self.round_id = round_id
+        assert me in proposal.members
+        self.proposal = proposal
         self.phase = Phase.PROPOSING
         self.deadline_s = deadline_s
         self._grace_s = grace_s
-        self._group_digest = group_digest(round_id.expert, round_id.number, round_id.attempt, members)
         self._me = me
-        self._others = frozenset(members) - {me}
-        self._proposals: dict[PeerId, ProposalReceived] = {}
+        self._others = frozenset(proposal.members) - {me}
+        self._proposals: dict[PeerId, RoundProposal] = {}
         self._attested: set[PeerId] = set()
         self._delivered: set[PeerId] = set()
         self._answered: set[PeerId] = set()
         self._unanswered: set[PeerId] = set()
+
+    @property
+    def round_id(self) -> RoundId:
+        return self.proposal.round
 
     @property
     def outcome(self) -> Outcome:
@@ -104,21 +98,18 @@ class Round:
         """Whether the round was committed or abandoned here."""
         return self.phase in {Phase.COMMITTED, Phase.ABANDONED}
 
-    def start(self, now_s: float, *, ready: bool = True, dirty: bool = True) -> list[Action]:
+    def start(self, now_s: float) -> list[Action]:
         """Proposes the group, and does what proposals that came early call for. Called once.
 
         Args:
             now_s: The moment, by the clock that ``deadline_s`` is of.
-            ready: Whether this member can take part.
-            dirty: Whether it trained since it last averaged.
         """
         if self.ended:
             return []
-        assert self._me not in self._proposals, "a round starts once"
-        self._proposals[self._me] = ProposalReceived(self._me, self._group_digest, ready, dirty)
+        self._proposals[self._me] = self.proposal
         if now_s >= self.deadline_s:
             return self._on_deadline(now_s)
-        return [SendProposal(self._group_digest, ready, dirty), *self._weigh_proposals()]
+        return [SendProposal(), *self._weigh_proposals()]
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """What to do about ``event``, in order. Events from peers outside the group do nothing."""
@@ -126,10 +117,10 @@ class Round:
             return []
         match event:
             case ProposalReceived():
-                self._proposals[event.peer] = event
+                self._proposals.setdefault(event.peer, event.proposal)
                 actions = self._weigh_proposals()
             case ExchangeFinished():
-                actions = self._on_exchange(event.full)
+                actions = self._on_exchange(event)
             case AttestationReceived():
                 actions = self._on_attestation(event)
             case AttestationDelivered():
@@ -149,37 +140,32 @@ class Round:
     def _weigh_proposals(self) -> list[Action]:
         if self.phase is not Phase.PROPOSING or self._me not in self._proposals:
             return []
-        all_in = self._others <= self._proposals.keys()
-        objection = self._objection(all_in)
-        if objection is not None:
-            return self._abandon(objection)
-        if not all_in:
+        if not self.proposal.ready:
+            return self._abandon(AbandonReason.NOT_READY, frozenset({self._me}))
+        if not self._others <= self._proposals.keys():
             return []
-        self.phase = Phase.REDUCING
-        return [RunAllReduce()]
+        reason, unfit = unfit_members(self._me, self._proposals, rounds_behind=MAX_ROUNDS_BEHIND)
+        if reason is not None:
+            return self._abandon(reason, unfit)
+        if not self._others or not any(proposal.dirty for proposal in self._proposals.values()):
+            return self._abandon(AbandonReason.NOTHING_TO_DO)
+        self.phase = Phase.EXCHANGING
+        return [Exchange(tuple(self._proposals[member] for member in self.proposal.members))]
 
-    def _objection(self, all_in: bool) -> AbandonReason | None:
-        """What rules the round out, by the proposals so far."""
-        proposals = self._proposals.values()
-        if any(proposal.group_digest != self._group_digest for proposal in proposals):
-            return AbandonReason.DIFFERING_VIEWS
-        if not all(proposal.ready for proposal in proposals):
-            return AbandonReason.NOT_READY
-        if not self._others or (all_in and not any(proposal.dirty for proposal in proposals)):
-            return AbandonReason.NOTHING_TO_DO
-        return None
-
-    def _on_exchange(self, full: bool) -> list[Action]:
-        if self.phase is not Phase.REDUCING:
+    def _on_exchange(self, exchange: ExchangeFinished) -> list[Action]:
+        if self.phase is not Phase.EXCHANGING:
             return []
-        if not full:
-            return [SendAttestation(full=False), *self._abandon(AbandonReason.INCOMPLETE)]
+        if not exchange.full:
+            attestation = SendAttestation(full=False, missing=exchange.missing)
+            return [attestation, *self._abandon(AbandonReason.INCOMPLETE, exchange.missing)]
         self.phase = Phase.ATTESTING
         return [SendAttestation(full=True), *self._commit_if_unanimous()]
 
     def _on_attestation(self, attestation: AttestationReceived) -> list[Action]:
         if not attestation.full:
-            return self._abandon(AbandonReason.INCOMPLETE)
+            # Whoever has not attested is not needed to abandon; it hears of this the same way.
+            missing = attestation.missing & frozenset(self.proposal.members)
+            return self._abandon(AbandonReason.INCOMPLETE, missing)
         self._attested.add(attestation.peer)
         return self._commit_if_unanimous()
 
@@ -197,7 +183,7 @@ class Round:
 
     def _doubt(self, now_s: float) -> list[Action]:
         """A member will not commit by itself any more, so this one cannot either."""
-        if self.phase in {Phase.PROPOSING, Phase.REDUCING}:
+        if self.phase in {Phase.PROPOSING, Phase.EXCHANGING}:
             # Without our attestation nobody has committed, and nobody will.
             return self._abandon(AbandonReason.PARTNER_ABANDONED)
         return self._ask(now_s) if self.phase is Phase.ATTESTING else []
@@ -215,27 +201,36 @@ class Round:
 
     def _abandon_unanswered(self) -> list[Action]:
         silent = self._others - self._answered
-        return self._abandon(AbandonReason.PARTNER_SILENT if silent else AbandonReason.PARTNER_ABANDONED, silent)
+        reason = AbandonReason.PARTNER_SILENT if silent else AbandonReason.PARTNER_ABANDONED
+        return self._abandon(reason, silent, doubtful=bool(silent))
 
     def _on_deadline(self, now_s: float) -> list[Action]:
         if now_s < self.deadline_s:
             return []
         match self.phase:
             case Phase.PROPOSING:
-                silent = self._others - self._proposals.keys()
-                # Nobody else is missing: it is we who have not started in time.
-                return self._abandon(AbandonReason.PARTNER_SILENT if silent else AbandonReason.NOT_READY, silent)
-            case Phase.REDUCING:
+                return self._abandon_unproposed()
+            case Phase.EXCHANGING:
                 return self._abandon(AbandonReason.INCOMPLETE)
             case Phase.ATTESTING:
                 return self._ask(now_s)
             case _:
                 return self._abandon_unanswered()
 
+    def _abandon_unproposed(self) -> list[Action]:
+        silent = self._others - self._proposals.keys()
+        if not silent:  # nobody else is missing: it is we who have not started in time
+            return self._abandon(AbandonReason.NOT_READY)
+        heard = {self._me: self.proposal} | self._proposals
+        _, unfit = unfit_members(self._me, heard, rounds_behind=MAX_ROUNDS_BEHIND)
+        return self._abandon(AbandonReason.PARTNER_SILENT, silent | unfit)
+
     def _commit(self) -> list[Action]:
         self.phase = Phase.COMMITTED
         return [Commit()]
 
-    def _abandon(self, reason: AbandonReason, silent: frozenset[PeerId] = frozenset()) -> list[Action]:
+    def _abandon(
+        self, reason: AbandonReason, left_out: frozenset[PeerId] = frozenset(), *, doubtful: bool = False
+    ) -> list[Action]:
         self.phase = Phase.ABANDONED
-        return [Abandon(reason, silent)]
+        return [Abandon(reason, left_out, doubtful)]

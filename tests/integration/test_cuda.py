@@ -11,7 +11,7 @@ from integration_nodes import Daemon, Daemons, complaints, digits_test, found, s
 from integration_pulled import pull, transport_in
 
 from experts.architectures.mlp import MlpArchitecture
-from experts.averaging import mean_of
+from experts.averaging import Averaged, mean_of
 from experts.checkpoint import flat_parameters, load_flat, load_weights, weights_to_bytes
 from experts.distillation import DistillationConfig
 from experts.router.fingerprint import statistics_fingerprint
@@ -124,8 +124,8 @@ async def test_a_host_on_the_gpu_serves_and_averages_what_a_host_on_the_cpu_does
         compute = Compute()
         with State(home) as state:
             host = ExpertHost(state, compute, device=device)
-            expert = await host.adopt(uid, CLASSES, architecture, weights)
-            await host.apply_delta(uid, delta, generation=expert.generation)
+            await host.adopt(uid, CLASSES, architecture, weights)
+            await host.apply_round(uid, Averaged(mean=delta, delta=delta), number=1)
             served = host.get(uid)
             assert {parameter.device.type for parameter in served.module.parameters()} == {device.partition(":")[0]}
             outputs[device] = (await host.answer(uid, features_BD)).probabilities

@@ -22,7 +22,9 @@ FIRST, SECOND = sorted(ExpertUid(digest_of(name)) for name in (b"first", b"secon
 
 def advert(uid: ExpertUid, *classes: str, generation: int = 1) -> ExpertAdvert:
     weights = digest_of(f"{uid}/{generation}".encode())
-    return ExpertAdvert(uid=uid, form=MESH.spec.expert, classes=classes, generation=generation, weights=weights)
+    return ExpertAdvert(
+        uid=uid, form=MESH.spec.expert, classes=classes, since=0.0, round=0, generation=generation, weights=weights
+    )
 
 
 def record(

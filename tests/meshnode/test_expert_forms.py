@@ -27,7 +27,7 @@ from experts.checkpoint import weights_to_bytes
 from experts.distillation import DistillationConfig
 from experts.errors import UnknownArchitecture
 from experts.teachers.cnn import TeacherConfig
-from meshnode.averaging.averager import AveragerConfig
+from meshnode.averaging.settings import AveragerConfig
 from meshnode.forms import architecture_of, chosen_form, form_of
 from meshnode.state.rows import Reached
 from meshnode.trainer.interrupted import InterruptedRuns
@@ -114,7 +114,9 @@ def test_an_architecture_that_no_peer_could_be_told_of_is_refused(config: dict[s
 
 def advert(form: ExpertForm, *classes: str, uid: ExpertUid | None = None) -> ExpertAdvert:
     uid = uid or MESH.uid_of(classes, form)
-    return ExpertAdvert(uid=uid, form=form, classes=classes, generation=1, weights=digest_of(b"weights"))
+    return ExpertAdvert(
+        uid=uid, form=form, classes=classes, since=0.0, round=0, generation=1, weights=digest_of(b"weights")
+    )
 
 
 def test_an_advert_counts_under_the_uid_of_its_form_and_classes_only() -> None:
@@ -186,7 +188,7 @@ def learned(architecture: Architecture, uid: str, classes: tuple[str, ...], fold
 
 async def test_a_mesh_of_several_forms_trains_averages_and_answers(tmp_path: Path) -> None:
     network = memory_network()
-    averaging = AveragerConfig(period_s=60.0, timeout_s=5.0)
+    averaging = AveragerConfig(period_s=10.0, timeout_s=10.0)
     async with memory_nodes(network, "abc", tmp_path, averager=averaging) as (a, b, reader):
         for kind, classes in KINDS.items():
             vectors = []
@@ -202,7 +204,7 @@ async def test_a_mesh_of_several_forms_trains_averages_and_answers(tmp_path: Pat
         await announce_all((a, b, reader))
         before = {uid: [node.host.snapshot(uid) for node in (a, b)] for uid in a.host.experts}
         async with asyncio.timeout(20):
-            number = int(network.now_s // averaging.period_s)
+            number = int(network.now_s // averaging.period_s) + 2
             await asyncio.gather(*(node.averager.run_round(number) for node in (a, b)))
         for uid, vectors in before.items():
             assert np.allclose(a.host.snapshot(uid), np.mean(vectors, axis=0), atol=1e-6)

@@ -15,6 +15,7 @@ from protocol.errors import (
     MeshMismatch,
     NotReady,
     UnknownBlob,
+    UnknownExpert,
     UnknownMethod,
 )
 from protocol.framing import Announced, Frame, decode_header, encode_frame
@@ -28,10 +29,13 @@ from protocol.messages import (
     Hello,
     HelloReply,
     Message,
+    RoundAttestation,
     RoundId,
     RoundOutcome,
     RoundOutcomeQuery,
-    RoundProposal,
+    RoundParts,
+    RoundTalk,
+    RoundTalkReply,
 )
 
 PEER = key_of("peer").peer_id
@@ -60,7 +64,7 @@ async def test_a_node_without_a_mesh_greets_and_says_what_it_cannot_do_yet(tmp_p
     with pytest.raises(NotReady):
         handlers.admit(PEER, announced(QUESTION), 5.0)
     with pytest.raises(NotReady):
-        await handlers(PEER, Frame(RoundOutcomeQuery(round=RoundId(UID, 1, 0))))
+        await handlers(PEER, Frame(RoundTalk((RoundOutcomeQuery(round=RoundId(UID, 1, 0)),))))
 
 
 async def test_what_the_settings_switch_off_is_not_answered(tmp_path: Path) -> None:
@@ -126,7 +130,18 @@ async def test_a_draining_node_takes_no_new_work_and_still_gives_what_it_has(tmp
 async def test_messages_about_rounds_reach_the_averager(tmp_path: Path) -> None:
     async with memory_node(memory_network(), "a", tmp_path) as a:
         round_id = RoundId(UID, 3, 0)
-        proposal = RoundProposal(round=round_id, group_digest=digest_of(b"g"), ready=True, dirty=True)
-        assert (await a.handlers(PEER, Frame(proposal))).message == Ack()
-        reply = (await a.handlers(PEER, Frame(RoundOutcomeQuery(round=round_id)))).message
-        assert reply == RoundOutcome(round=round_id, outcome="unknown")
+        words = RoundTalk((RoundAttestation(round=round_id, full=True), RoundOutcomeQuery(round=round_id)))
+        unknown = RoundOutcome(round=round_id, outcome="unknown")
+        assert (await a.handlers(PEER, Frame(words))).message == RoundTalkReply((unknown, unknown))
+
+
+async def test_parts_are_let_in_by_their_header(tmp_path: Path) -> None:
+    async with memory_node(memory_network(), "a", tmp_path) as a:
+        expert = await a.spawn("0", "1")
+        message = RoundParts((RoundId(expert.uid, 3, 0),))
+        fits = np.zeros(expert.num_parameters, np.float32)
+        a.handlers.admit(PEER, announced(Frame(message, {"part.0": fits})), 5.0)
+        with pytest.raises(MalformedTensor):
+            a.handlers.admit(PEER, announced(Frame(message, {"part.0": np.append(fits, 0)})), 5.0)
+        with pytest.raises(UnknownExpert):
+            a.handlers.admit(PEER, announced(Frame(RoundParts((RoundId(UID, 3, 0),)), {"part.0": fits})), 5.0)

@@ -1,6 +1,7 @@
 """Replicas: what training and averaging change at the same time is all kept, and every change is a generation."""
 
 import asyncio
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from mesh_in_memory import MESH, memory_network, memory_node, memory_nodes
 
 from experts.architectures.base import probabilities
+from experts.averaging import Averaged
 from experts.checkpoint import load_weights, weights_to_bytes
 from experts.errors import CorruptWeights
 from meshnode.state.rows import Reached
@@ -18,6 +20,11 @@ from protocol.identifiers import ExpertUid, digest_of
 
 def at(steps: int) -> Reached:
     return Reached(run="run", steps=steps)
+
+
+def moved(delta: np.ndarray, *, mean: np.ndarray | None = None) -> Averaged:
+    """What a round comes to that moves a replica by so much; the mean is of no matter unless it is given."""
+    return Averaged(mean=delta if mean is None else mean, delta=delta)
 
 
 def some_vector(length: int, seed: int) -> np.ndarray:
@@ -89,7 +96,7 @@ async def test_each_change_is_a_generation_with_its_cause_and_wakes_the_advertis
         uid = (await a.spawn("0", "1")).uid
         await a.host.checkpoint(uid, a.host.snapshot(uid) + 1, deltas_applied=0, reached=at(50))
         a.host.changed.clear()
-        await a.host.apply_delta(uid, np.ones_like(a.host.snapshot(uid)), generation=2)
+        await a.host.apply_round(uid, moved(np.ones_like(a.host.snapshot(uid))), number=1)
         assert a.host.changed.is_set()
         newest_first = a.state.ledger.generations(uid)
         assert [(g.number, g.cause, g.reached) for g in newest_first] == [
@@ -109,7 +116,7 @@ async def test_a_checkpoint_takes_in_the_deltas_that_the_trainer_had_not(tmp_pat
         steps = some_vector(len(start), 9)
         assert await a.host.begin_training(uid) == a.state.blobs.get(a.host.get(uid).weights)
         for delta in deltas:
-            assert await a.host.apply_delta(uid, delta, generation=a.host.get(uid).generation)
+            assert await a.host.apply_round(uid, moved(delta), number=1)
         assert np.allclose(a.host.snapshot(uid), start + sum(deltas), atol=1e-5)
         # The trainer had added the first one by then, and taken steps of its own.
         await a.host.checkpoint(uid, start + steps + deltas[0], deltas_applied=1, reached=at(10))
@@ -126,11 +133,11 @@ async def test_deltas_and_checkpoints_at_the_same_moment_lose_nothing(tmp_path: 
         steps = some_vector(len(start), 9)
         await a.host.begin_training(uid)
         await asyncio.gather(
-            a.host.apply_delta(uid, deltas[0], generation=1),
-            a.host.apply_delta(uid, deltas[1], generation=1),
+            a.host.apply_round(uid, moved(deltas[0]), number=1),
+            a.host.apply_round(uid, moved(deltas[1]), number=1),
             a.host.checkpoint(uid, start + steps, deltas_applied=0, reached=at(10)),
-            a.host.apply_delta(uid, deltas[2], generation=1),
-            a.host.apply_delta(uid, deltas[3], generation=1),
+            a.host.apply_round(uid, moved(deltas[2]), number=1),
+            a.host.apply_round(uid, moved(deltas[3]), number=1),
         )
         assert np.allclose(a.host.snapshot(uid), start + steps + sum(deltas), atol=1e-5)
         assert a.host.get(uid).generation == 6
@@ -141,11 +148,11 @@ async def test_a_run_that_ended_or_never_began_takes_no_delta(tmp_path: Path) ->
         uid = (await a.spawn("0", "1")).uid
         start = a.host.snapshot(uid)
         delta, steps = some_vector(len(start), 1), some_vector(len(start), 2)
-        assert not await a.host.apply_delta(uid, delta, generation=1)
+        assert not await a.host.apply_round(uid, moved(delta), number=1)
         await a.host.begin_training(uid)
-        assert await a.host.apply_delta(uid, delta, generation=2)
+        assert await a.host.apply_round(uid, moved(delta), number=1)
         a.host.end_training(uid)
-        assert not await a.host.apply_delta(uid, delta, generation=3)
+        assert not await a.host.apply_round(uid, moved(delta), number=1)
         # A new run starts from what is served, so the old run's deltas are not added to it again.
         await a.host.begin_training(uid)
         await a.host.checkpoint(uid, a.host.snapshot(uid) + steps, deltas_applied=0, reached=at(1))
@@ -160,7 +167,7 @@ async def test_a_run_that_begins_while_a_delta_is_committed_starts_with_it_and_i
         delta = some_vector(len(a.host.snapshot(expert.uid)), 1)
         expected = a.host.snapshot(expert.uid) + delta
         trainer_is_told, weights = await asyncio.gather(
-            a.host.apply_delta(expert.uid, delta, generation=1), a.host.begin_training(expert.uid)
+            a.host.apply_round(expert.uid, moved(delta), number=1), a.host.begin_training(expert.uid)
         )
         assert not trainer_is_told
         assert weights == a.state.blobs.get(expert.weights)
@@ -168,19 +175,21 @@ async def test_a_run_that_begins_while_a_delta_is_committed_starts_with_it_and_i
         assert np.allclose(a.host.snapshot(expert.uid), expected, atol=1e-6)
 
 
-async def test_a_replica_stays_dirty_when_it_learned_after_the_rounds_snapshot(tmp_path: Path) -> None:
+async def test_the_drift_is_what_was_learned_after_the_rounds_snapshot(tmp_path: Path) -> None:
     async with memory_node(memory_network(), "a", tmp_path) as a:
         expert = await a.spawn("0", "1")
-        delta = np.ones_like(a.host.snapshot(expert.uid))
-        assert not expert.dirty
-        await a.learn(expert.uid, seed=1)
-        assert expert.dirty
-        snapshot_of = expert.generation
-        await a.learn(expert.uid, seed=2)
-        await a.host.apply_delta(expert.uid, delta, generation=snapshot_of)
-        assert expert.dirty
-        await a.host.apply_delta(expert.uid, delta, generation=expert.generation)
-        assert not expert.dirty
+        start = a.host.snapshot(expert.uid)
+        assert expert.drift == 0
+        taken = await a.learn(expert.uid, seed=1)
+        assert np.isclose(expert.drift, np.linalg.norm(taken - start) / np.linalg.norm(start))
+        mean = taken + 1
+        learned = await a.learn(expert.uid, seed=2)
+        await a.host.apply_round(expert.uid, moved(mean - taken, mean=mean), number=7)
+        assert np.isclose(expert.drift, np.linalg.norm(learned - taken) / np.linalg.norm(mean), rtol=1e-4)
+        held = a.host.snapshot(expert.uid)
+        await a.host.apply_round(expert.uid, moved(mean - held, mean=mean), number=8)
+        assert expert.drift < 1e-6
+        assert expert.advert().round == 8
 
 
 async def test_a_restart_serves_the_newest_generation_again(tmp_path: Path) -> None:
@@ -194,8 +203,34 @@ async def test_a_restart_serves_the_newest_generation_again(tmp_path: Path) -> N
         assert a.host.experts.keys() == {uid, other}
         assert np.array_equal(a.host.snapshot(uid), learned)
         assert a.host.get(uid).advert() == advert
-        # It may have been killed before its last round.
-        assert a.host.get(uid).dirty
+        # It may have been killed before its last round; the other one is as all replicas of it begin.
+        assert a.host.get(uid).drift > 0.1
+        assert a.host.get(other).drift == 0
+        # What it has of its own cannot be told once everything is gone that was not learned here.
+        for generation in a.state.ledger.generations(uid):
+            if generation.cause != "trained":
+                a.state.blobs.delete(generation.digest)
+    async with memory_node(network, "a", tmp_path) as a:
+        assert a.host.get(uid).drift == math.inf
+
+
+async def test_a_restart_knows_the_last_round_and_the_origin_of_what_it_holds(tmp_path: Path) -> None:
+    network = memory_network()
+    elsewhere = digest_of(b"weights of another mesh")
+    async with memory_node(network, "a", tmp_path) as a:
+        own, other = (await a.spawn("0", "1")).uid, MESH.uid_of(("2",), MESH.spec.expert)
+        mean = a.host.snapshot(own) + 1
+        await a.host.apply_round(own, moved(np.ones_like(mean), mean=mean), number=5)
+        architecture = MESH.architecture(MESH.spec.expert, 1)
+        weights = weights_to_bytes(architecture.build("another seed"))
+        await a.host.adopt(other, ("2",), architecture, weights, round_=3, origin=elsewhere)
+        origins = {uid: a.host.get(uid).origin for uid in (own, other)}
+        assert origins == {own: digest_of(weights_to_bytes(a.host.get(own).architecture.build(own))), other: elsewhere}
+    async with memory_node(network, "a", tmp_path) as a:
+        assert {uid: a.host.get(uid).origin for uid in (own, other)} == origins
+        assert (a.host.get(own).round, a.host.get(other).round) == (5, 3)
+        assert a.host.get(own).drift == 0
+        assert np.array_equal(a.host.get(own).reference, mean)
 
 
 async def test_a_restart_falls_back_to_the_newest_generation_that_is_whole(tmp_path: Path) -> None:

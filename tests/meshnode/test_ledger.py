@@ -17,7 +17,12 @@ from protocol.errors import UnknownExpert
 from protocol.identifiers import Digest, ExpertUid, PeerId, digest_of
 
 UID = ExpertUid(digest_of(b"expert"))
-EXPERT = ExpertRow(uid=UID, architecture={"kind": "mlp", "hidden": 8, "input_scale": 0.3}, classes=("zèbre", "cat"))
+EXPERT = ExpertRow(
+    uid=UID,
+    architecture={"kind": "mlp", "hidden": 8, "input_scale": 0.3},
+    classes=("zèbre", "cat"),
+    origin=digest_of(b"other weights"),
+)
 REACHED = Reached(run="run", steps=50)
 CONTRIBUTION = ContributionRow(
     peer_id=PeerId("Qm" + "a" * 44),
@@ -40,7 +45,11 @@ def ledger(path: Path) -> Iterator[Ledger]:
 
 
 def add(ledger: Ledger, data: bytes, parent: Digest | None = None) -> Generation:
-    return ledger.add_generation(UID, digest_of(data), cause="trained", parent=parent, created_at=1.5, reached=REACHED)
+    return ledger.add_generation(
+        Generation(
+            uid=UID, digest=digest_of(data), cause="trained", parent=parent, created_at=1.5, reached=REACHED, round=7
+        )
+    )
 
 
 def test_everything_written_is_there_after_reopening(path: Path) -> None:
@@ -151,14 +160,20 @@ def test_a_ledger_of_a_later_version_is_refused_untouched(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_ledger_of_the_first_version_is_taken_over(path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_ledger_of_an_earlier_version_is_taken_over(path: Path, version: int) -> None:
     with Ledger(path) as ledger:
         ledger.add_expert(EXPERT)
         generation = add(ledger, b"1")
-        ledger._rows("ALTER TABLE generations DROP COLUMN run")
-        ledger._rows("PRAGMA user_version = 1")
+        ledger._rows("ALTER TABLE experts DROP COLUMN origin")
+        ledger._rows("ALTER TABLE generations DROP COLUMN round")
+        if version == 1:
+            ledger._rows("ALTER TABLE generations DROP COLUMN run")
+        ledger._rows(f"PRAGMA user_version = {version}")
     with Ledger(path) as ledger:
-        assert ledger.generations(UID) == (dataclasses.replace(generation, reached=None),)
+        known = dataclasses.replace(generation, round=0, reached=None if version == 1 else REACHED)
+        assert ledger.generations(UID) == (known,)
+        assert ledger.experts() == (dataclasses.replace(EXPERT, origin=None),)
         newer = add(ledger, b"2")
     with Ledger(path) as ledger:
         assert ledger.generations(UID)[0] == newer

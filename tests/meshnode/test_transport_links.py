@@ -39,7 +39,7 @@ from protocol.errors import (
 )
 from protocol.framing import Announced, Frame, encode_frame
 from protocol.identifiers import ExpertUid, PeerId, digest_of
-from protocol.messages import Ack, ErrorReply, Hello, RoundId, RoundOutcomeQuery, error_reply
+from protocol.messages import Ack, ErrorReply, Hello, RoundId, RoundOutcomeQuery, RoundTalk, error_reply
 from protocol.mux.chunks import ChunkKind
 from protocol.mux.inbox import Signalled
 
@@ -120,11 +120,11 @@ async def test_what_one_end_has_sent_the_other_has_received() -> None:
         match request.message:
             case Hello():
                 raise NotReady("for a long time")
-            case RoundOutcomeQuery():
+            case RoundTalk():
                 return Frame(Ack())
         return answer(number_of(request), 100_000)
 
-    query = encode_frame(Frame(RoundOutcomeQuery(RoundId(ExpertUid(digest_of(b"e")), 1, 0))))
+    query = encode_frame(Frame(RoundTalk((RoundOutcomeQuery(RoundId(ExpertUid(digest_of(b"e")), 1, 0)),))))
     async with linked(handler) as ends:
         await asyncio.gather(*(ends.ask(number, 1000) for number in range(3)))
         await ends.caller.call(encode_frame(Frame(Hello(None))), "control", wait_s=60)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from mesh_in_memory import key_of, memory_network
 
-from meshnode.transport.interface import Reduced, ReduceGroup
 from meshnode.transport.memory import MemoryNetwork, MemoryTransport
 from protocol.errors import Busy, CallTimeout, MalformedAddress, NotReady, PeerUnreachable, UnknownExpert
 from protocol.framing import Announced, Frame, encode_frame
@@ -16,7 +15,6 @@ from protocol.messages import Ack, Forward, Hello
 
 A, B, C = (key_of(name).peer_id for name in "abc")
 HELLO = Frame(Hello(mesh_id=None))
-GROUP = ReduceGroup(group_id=b"g", members=(A, B))
 
 
 async def echo(sender: PeerId, request: Frame) -> Frame:
@@ -181,29 +179,3 @@ async def test_records_live_until_they_expire_and_only_a_later_expiry_replaces_o
     assert await b.lookup("elsewhere") == {}
     network.now_s += 10
     assert await a.lookup("key") == {B: b"other"}
-
-
-async def test_an_all_reduce_gives_each_member_the_way_to_the_mean() -> None:
-    a, b = joined(memory_network(), A, B)
-    ours, theirs = np.array([1.0, 2.0], np.float32), np.array([3.0, -2.0], np.float32)
-    results = await asyncio.gather(a.all_reduce(GROUP, ours, timeout_s=5), b.all_reduce(GROUP, theirs, timeout_s=5))
-    for vector, reduced in zip((ours, theirs), results, strict=True):
-        assert reduced.full
-        assert np.allclose(vector + reduced.delta, [2.0, 0.0])
-
-
-async def test_an_all_reduce_without_a_member_is_no_error_and_not_full() -> None:
-    (a,) = joined(memory_network(), A)
-    reduced = await a.all_reduce(GROUP, np.ones(3, np.float32), timeout_s=0.05)
-    assert not reduced.full
-    assert not reduced.delta.any()
-
-
-async def test_an_all_reduce_across_a_partition_is_not_full() -> None:
-    network = memory_network()
-    a, b = joined(network, A, B)
-    network.partition(frozenset({A}), frozenset({B}))
-    results: list[Reduced] = await asyncio.gather(
-        *(peer.all_reduce(GROUP, np.ones(3, np.float32), timeout_s=0.2) for peer in (a, b))
-    )
-    assert [reduced.full for reduced in results] == [False, False]

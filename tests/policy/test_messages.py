@@ -11,9 +11,10 @@ from wire_messages import decode_message, encode_message
 
 from meshnode.transport.interface import kind_of
 from protocol import messages
-from protocol.messages import ExpertAnswer, InferCall, Message, RoundId
+from protocol.messages import ExpertAnswer, InferCall, Message, RoundAnswer, RoundId, RoundWord
 
-FIELDS = {ExpertAnswer, InferCall, RoundId}
+WORDS = {*typing.get_args(RoundWord), *typing.get_args(RoundAnswer)} - set(typing.get_args(Message))
+FIELDS = {ExpertAnswer, InferCall, RoundId, *WORDS}
 """Structs that stand in messages and are none."""
 
 

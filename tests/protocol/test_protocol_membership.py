@@ -5,15 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.identifiers import digest_of, peer_id_of
-from protocol.membership import group_digest, group_of, round_number, round_start
+from protocol.membership import replicas_of, round_number, round_start
 from protocol.records import ExpertAdvert, PeerRecord
 from protocol.spec import ExpertForm
 
 UID, OTHER_UID, MESH = digest_of(b"expert"), digest_of(b"other"), digest_of(b"mesh")
 
 
-def record(name: str, *, uid=UID, issued_at=95.0, expires_at=155.0, leaving=False) -> PeerRecord:
-    advert = ExpertAdvert(uid, ExpertForm("linear", {"feature_dim": 8}), ("cat", "dog"), 0, digest_of(b"weights"))
+def record(name: str, *, uid=UID, since=50.0, issued_at=95.0, expires_at=155.0, leaving=False) -> PeerRecord:
+    advert = ExpertAdvert(
+        uid, ExpertForm("linear", {"feature_dim": 8}), ("cat", "dog"), since, 0, 0, digest_of(b"weights")
+    )
     return PeerRecord(MESH, peer_id_of(name.encode()), name, issued_at, expires_at, leaving, (advert,), None)
 
 
@@ -36,17 +38,18 @@ def test_the_number_changes_at_the_start_of_a_period():
         record("x", leaving=True),
         record("x", expires_at=100.0),
         record("x", expires_at=99.0),
+        record("x", since=90.5),
     ],
-    ids=["another expert", "leaving", "lease ends at the start", "lease ended before"],
+    ids=["another expert", "leaving", "lease ends at the start", "lease ended before", "hosted too late"],
 )
 def test_a_peer_that_cannot_be_counted_on_is_not_in_the_group(left_out):
     a, b = record("a"), record("b")
-    group = group_of(UID, [a, left_out, b], number=10, period_s=10.0)
+    group = replicas_of(UID, [a, left_out, b], number=10, period_s=10.0)
     assert group == tuple(sorted([a.peer_id, b.peer_id]))
 
 
 def test_a_lease_refreshed_after_the_start_keeps_the_peer_in_the_group():
-    assert len(group_of(UID, [record("a", issued_at=103.0, expires_at=163.0)], number=10, period_s=10.0)) == 1
+    assert len(replicas_of(UID, [record("a", issued_at=103.0, expires_at=163.0)], number=10, period_s=10.0)) == 1
 
 
 @given(st.lists(st.text(max_size=3), unique=True, max_size=6), st.randoms())
@@ -54,18 +57,5 @@ def test_the_order_of_records_does_not_matter(names, random):
     records = [record(name) for name in names]
     shuffled = list(records)
     random.shuffle(shuffled)
-    group = group_of(UID, shuffled, number=10, period_s=10.0)
-    assert group == group_of(UID, records, number=10, period_s=10.0) == tuple(sorted(group))
-    assert group_digest(UID, 10, 0, group) == group_digest(UID, 10, 0, reversed(group))
-
-
-def test_another_group_attempt_round_or_expert_has_another_digest():
-    a, b = peer_id_of(b"a"), peer_id_of(b"b")
-    digests = {
-        group_digest(UID, 1, 0, (a, b)),
-        group_digest(UID, 1, 0, (a,)),
-        group_digest(UID, 1, 1, (a, b)),
-        group_digest(UID, 2, 0, (a, b)),
-        group_digest(OTHER_UID, 1, 0, (a, b)),
-    }
-    assert len(digests) == 5
+    group = replicas_of(UID, shuffled, number=10, period_s=10.0)
+    assert group == replicas_of(UID, records, number=10, period_s=10.0) == tuple(sorted(group))

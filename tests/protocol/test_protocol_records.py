@@ -32,7 +32,9 @@ unshared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture],
 
 @pytest.fixture
 def record(key, mesh_id) -> PeerRecord:
-    advert = ExpertAdvert(uid=DIGEST, form=FORM, classes=("cat", "dog"), generation=3, weights=DIGEST)
+    advert = ExpertAdvert(
+        uid=DIGEST, form=FORM, classes=("cat", "dog"), since=5.0, round=2, generation=3, weights=DIGEST
+    )
     return PeerRecord(
         mesh_id=mesh_id,
         peer_id=key.peer_id,
@@ -126,7 +128,9 @@ def test_an_expert_advertised_twice_is_refused(record, key):
 
 def test_an_overlong_record_is_refused_by_reader_and_writer(record, key):
     adverts = tuple(
-        ExpertAdvert(digest_of(bytes([i])), FORM, tuple(f"{i:02}-{j:03}" + "x" * 50 for j in range(9)), 0, DIGEST)
+        ExpertAdvert(
+            digest_of(bytes([i])), FORM, tuple(f"{i:02}-{j:03}" + "x" * 50 for j in range(9)), 0.0, 0, 0, DIGEST
+        )
         for i in range(40)
     )
     large = changed(record, experts=adverts)
@@ -140,7 +144,7 @@ def test_an_overlong_record_is_refused_by_reader_and_writer(record, key):
 
 def test_what_fits_a_record_can_be_sealed_and_nothing_that_would_fit_is_left_out(record, key):
     long = tuple(f"{number:02}" + "x" * 60 for number in range(20))
-    adverts = [ExpertAdvert(digest_of(bytes([i])), FORM, long, 2**50, DIGEST) for i in range(100)]
+    adverts = [ExpertAdvert(digest_of(bytes([i])), FORM, long, 1e9, 2**50, 2**50, DIGEST) for i in range(100)]
     told = fitting(adverts)
     assert told == tuple(adverts[: len(told)])
     largest = changed(record, experts=told, peer_name="\N{OWL}" * 64)
@@ -187,7 +191,7 @@ def test_anothers_record_cannot_be_sealed(record, other_key):
 @pytest.mark.parametrize("classes", [("dog", "cat"), ("cat", "cat")])
 def test_classes_are_sorted_and_named_once(classes):
     with pytest.raises(ValueError, match="sorted"):
-        ExpertAdvert(DIGEST, FORM, classes, 0, DIGEST)
+        ExpertAdvert(DIGEST, FORM, classes, 0.0, 0, 0, DIGEST)
 
 
 @unshared

@@ -3,8 +3,8 @@
 import pytest
 
 from protocol.identifiers import digest_of, peer_id_of
-from protocol.membership import group_digest
-from protocol.messages import RoundId
+from protocol.limits import MAX_ROUNDS_BEHIND
+from protocol.messages import RoundId, RoundProposal
 from protocol.rounds import (
     Abandon,
     AbandonReason,
@@ -13,6 +13,7 @@ from protocol.rounds import (
     AttestationReceived,
     Commit,
     DeadlinePassed,
+    Exchange,
     ExchangeFinished,
     OutcomeAsked,
     OutcomeLearned,
@@ -20,25 +21,42 @@ from protocol.rounds import (
     Phase,
     ProposalReceived,
     Round,
-    RunAllReduce,
     SendAttestation,
     SendProposal,
 )
 
-ROUND = RoundId(digest_of(b"expert"), 7, 0)
+ROUND = RoundId(digest_of(b"expert"), 70, 0)
 ME, B, C = (peer_id_of(name) for name in (b"me", b"b", b"c"))
 STRANGER = peer_id_of(b"stranger")
-GROUP = group_digest(ROUND.expert, ROUND.number, ROUND.attempt, (ME, B, C))
 DEADLINE_S = 30.0
+GRACE_S = 2.0
 
 
-def proposal(peer, *, group=GROUP, ready=True, dirty=True) -> ProposalReceived:
-    return ProposalReceived(peer, group, ready, dirty)
+def view(*, members=(ME, B, C), ready=True, dirty=True, base=60, origin=b"initial", settings="none") -> RoundProposal:
+    return RoundProposal(
+        round=ROUND,
+        members=tuple(sorted(members)),
+        ready=ready,
+        dirty=dirty,
+        base=base,
+        origin=digest_of(origin),
+        settings=settings,
+        reference=None,
+        weight=1.0,
+    )
 
 
-def started(*, ready=True, dirty=True) -> Round:
-    round_ = Round(ROUND, ME, (ME, B, C), DEADLINE_S)
-    assert round_.start(0.0, ready=ready, dirty=dirty) == [SendProposal(GROUP, ready, dirty)]
+def proposal(peer, **seen) -> ProposalReceived:
+    return ProposalReceived(peer, view(**seen))
+
+
+def exchange(**mine) -> Exchange:
+    return Exchange((view(**mine),) * 3)
+
+
+def started(**mine) -> Round:
+    round_ = Round(ME, view(**mine), DEADLINE_S, GRACE_S)
+    assert round_.start(0.0) == [SendProposal()]
     return round_
 
 
@@ -48,7 +66,7 @@ def feed(round_: Round, *events, now_s=1.0):
 
 def reducing() -> Round:
     round_ = started()
-    assert feed(round_, proposal(B), proposal(C)) == [RunAllReduce()]
+    assert feed(round_, proposal(B), proposal(C)) == [exchange()]
     return round_
 
 
@@ -73,42 +91,63 @@ def test_a_round_without_trouble_commits_once_everybody_heard_everybody():
 
 
 def test_events_that_come_early_count_later():
-    round_ = Round(ROUND, ME, (ME, B, C), DEADLINE_S)
+    round_ = Round(ME, view(), DEADLINE_S, GRACE_S)
     assert feed(round_, proposal(B), proposal(C), AttestationReceived(B, True), AttestationReceived(C, True)) == []
-    assert round_.start(0.0) == [SendProposal(GROUP, True, True), RunAllReduce()]
+    assert round_.start(0.0) == [SendProposal(), exchange()]
     assert feed(round_, ExchangeFinished(full=True)) == [SendAttestation(full=True)]
     assert feed(round_, AttestationDelivered(B), AttestationDelivered(C)) == [Commit()]
 
 
 @pytest.mark.parametrize(
-    ("events", "reason"),
+    ("others", "reason", "left_out"),
     [
-        ([proposal(B, group=digest_of(b"another group"))], AbandonReason.DIFFERING_VIEWS),
-        ([proposal(B), proposal(C, ready=False)], AbandonReason.NOT_READY),
-        ([proposal(B, dirty=False), proposal(C, dirty=False)], AbandonReason.NOTHING_TO_DO),
+        ([proposal(B), proposal(C, ready=False)], AbandonReason.NOT_READY, {C}),
+        ([proposal(B), proposal(C, settings="int8")], AbandonReason.DIFFERING_SETTINGS, {C}),
+        ([proposal(B), proposal(C, origin=b"other")], AbandonReason.DIFFERING_ORIGINS, {C}),
+        ([proposal(B), proposal(C, base=59 - MAX_ROUNDS_BEHIND)], AbandonReason.STALE, {C}),
+        ([proposal(B), proposal(C, base=61 + MAX_ROUNDS_BEHIND)], AbandonReason.STALE, {ME, B}),
+        ([proposal(B, ready=False), proposal(C, origin=b"other")], AbandonReason.NOT_READY, {B, C}),
+        ([proposal(B, dirty=False), proposal(C, dirty=False)], AbandonReason.NOTHING_TO_DO, set()),
     ],
 )
-def test_members_that_do_not_agree_on_the_round_exchange_nothing(events, reason):
+def test_members_that_do_not_fit_are_left_out_of_another_attempt(others, reason, left_out):
     round_ = started(dirty=False)
-    assert feed(round_, *events) == [Abandon(reason)]
+    assert feed(round_, *others) == [Abandon(reason, frozenset(left_out))]
     assert round_.outcome == "aborted"
+
+
+def test_a_replica_may_have_missed_some_rounds():
+    assert feed(started(), proposal(B), proposal(C, base=60 - MAX_ROUNDS_BEHIND))[0].proposals[0].ready
+
+
+@pytest.mark.parametrize(
+    ("mine", "seen_by_b", "seen_by_c", "left"),
+    [
+        ((ME, B, C), (B, C), (ME, B, C), {ME, C}),  # B has not heard of me: C and I remain
+        ((ME, B, C), (ME, B), (ME, B, C), {ME, B}),  # B has not heard of C
+        ((ME, B, C), (ME, B, C, STRANGER), (ME, B, C), {ME, B, C}),  # only B has heard of the stranger
+        ((ME, B, C), (B, C), (B, C), {ME}),
+    ],
+)
+def test_of_differing_views_those_that_are_in_all_of_them_remain(mine, seen_by_b, seen_by_c, left):
+    round_ = started(members=mine)
+    others = proposal(B, members=seen_by_b), proposal(C, members=seen_by_c)
+    assert feed(round_, *others) == [Abandon(AbandonReason.DIFFERING_VIEWS, frozenset(mine) - left)]
 
 
 def test_one_member_that_trained_is_enough():
     round_ = started(dirty=False)
-    assert feed(round_, proposal(B, dirty=False), proposal(C, dirty=True)) == [RunAllReduce()]
+    (action,) = feed(round_, proposal(B, dirty=False), proposal(C, dirty=True))
+    assert isinstance(action, Exchange)
 
 
 def test_a_member_that_is_not_ready_says_so_before_it_abandons():
-    round_ = Round(ROUND, ME, (ME, B, C), DEADLINE_S)
-    assert round_.start(0.0, ready=False, dirty=True) == [
-        SendProposal(GROUP, ready=False, dirty=True),
-        Abandon(AbandonReason.NOT_READY),
-    ]
+    round_ = Round(ME, view(ready=False), DEADLINE_S, GRACE_S)
+    assert round_.start(0.0) == [SendProposal(), Abandon(AbandonReason.NOT_READY, frozenset({ME}))]
 
 
 def test_alone_there_is_nothing_to_average():
-    assert Round(ROUND, ME, (ME,), DEADLINE_S).start(0.0)[-1] == Abandon(AbandonReason.NOTHING_TO_DO)
+    assert Round(ME, view(members=(ME,)), DEADLINE_S, GRACE_S).start(0.0)[-1] == Abandon(AbandonReason.NOTHING_TO_DO)
 
 
 def test_a_silent_partner_is_named_when_proposals_are_due():
@@ -118,7 +157,7 @@ def test_a_silent_partner_is_named_when_proposals_are_due():
 
 
 def test_a_start_after_the_deadline_takes_no_part():
-    round_ = Round(ROUND, ME, (ME, B, C), DEADLINE_S)
+    round_ = Round(ME, view(), DEADLINE_S, GRACE_S)
     assert feed(round_, proposal(B), proposal(C)) == []
     assert round_.start(DEADLINE_S) == [Abandon(AbandonReason.NOT_READY)]
 
@@ -132,16 +171,17 @@ def test_an_exchange_that_never_finishes_is_incomplete():
     assert feed(reducing(), DeadlinePassed(), now_s=31.0) == [Abandon(AbandonReason.INCOMPLETE)]
 
 
-def test_an_incomplete_exchange_is_attested_as_such_and_abandoned():
-    assert feed(reducing(), ExchangeFinished(full=False)) == [
-        SendAttestation(full=False),
-        Abandon(AbandonReason.INCOMPLETE),
+def test_an_incomplete_exchange_is_attested_with_whom_it_lacks_and_made_again_without():
+    assert feed(reducing(), ExchangeFinished(full=False, missing=frozenset({C}))) == [
+        SendAttestation(full=False, missing=frozenset({C})),
+        Abandon(AbandonReason.INCOMPLETE, frozenset({C})),
     ]
 
 
 @pytest.mark.parametrize("stage", [started, reducing, attesting, asking])
 def test_one_incomplete_exchange_elsewhere_ends_the_round_at_any_stage(stage):
-    assert feed(stage(), AttestationReceived(B, False)) == [Abandon(AbandonReason.INCOMPLETE)]
+    missing = frozenset({C, STRANGER})
+    assert feed(stage(), AttestationReceived(B, False, missing)) == [Abandon(AbandonReason.INCOMPLETE, frozenset({C}))]
 
 
 def test_one_that_committed_is_followed():
@@ -157,14 +197,15 @@ def test_a_committed_elsewhere_means_nothing_to_one_that_did_not_attest():
 def test_without_a_commit_among_those_that_answer_the_round_is_abandoned_and_the_silent_are_named():
     round_ = asking()
     assert feed(round_, OutcomeLearned(B, "pending")) == []
-    assert feed(round_, OutcomeUnanswered(C)) == [Abandon(AbandonReason.PARTNER_SILENT, frozenset({C}))]
+    assert feed(round_, OutcomeUnanswered(C)) == [Abandon(AbandonReason.PARTNER_SILENT, frozenset({C}), doubtful=True)]
 
 
 def test_answers_are_awaited_for_the_grace_only():
     round_ = asking()
     assert round_.deadline_s == pytest.approx(33.0)
     assert feed(round_, OutcomeLearned(B, "unknown")) == []
-    assert feed(round_, DeadlinePassed(), now_s=33.0) == [Abandon(AbandonReason.PARTNER_SILENT, frozenset({C}))]
+    silent = Abandon(AbandonReason.PARTNER_SILENT, frozenset({C}), doubtful=True)
+    assert feed(round_, DeadlinePassed(), now_s=33.0) == [silent]
 
 
 def test_partners_that_all_answer_are_not_called_silent():
@@ -210,7 +251,7 @@ def test_an_attestation_answered_with_aborted_makes_a_member_ask_the_rest():
 def test_strangers_do_not_count():
     round_ = attesting()
     events = [
-        proposal(STRANGER, group=digest_of(b"?")),
+        proposal(STRANGER, ready=False),
         AttestationReceived(STRANGER, False),
         OutcomeAsked(STRANGER),
         OutcomeLearned(STRANGER, "committed"),

@@ -3,18 +3,20 @@
 import dataclasses
 from random import Random
 
+import msgspec
 from hypothesis import event as note
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import rounds
 from protocol.identifiers import digest_of, peer_id_of
-from protocol.messages import RoundId
+from protocol.messages import RoundId, RoundProposal
 from protocol.rounds import Phase, Round
 
 ROUND = RoundId(digest_of(b"expert"), 1, 0)
 PEERS = tuple(peer_id_of(bytes([i])) for i in range(5))
 DEADLINE_S = 10.0
+GRACE_S = 2.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class Network:
         self.members = PEERS[:num_members]
         self.faults = faults
         self.random = Random(seed)
-        self.rounds = {peer: Round(ROUND, peer, self.members, DEADLINE_S) for peer in self.members}
+        self.rounds = {peer: Round(peer, self.view, DEADLINE_S, GRACE_S) for peer in self.members}
         self.dead: set[str] = set()
         self.ends: dict[str, rounds.Action] = {}
         self.asked: set[str] = set()
@@ -62,6 +64,21 @@ class Network:
             else:
                 return self
         raise AssertionError("a round did not end")
+
+    @property
+    def view(self) -> RoundProposal:
+        """All members see the same."""
+        return RoundProposal(
+            round=ROUND,
+            members=tuple(sorted(self.members)),
+            ready=True,
+            dirty=True,
+            base=0,
+            origin=digest_of(b"initial"),
+            settings="none",
+            reference=None,
+            weight=1.0,
+        )
 
     def happens(self, rate: float) -> bool:
         return self.random.random() < rate
@@ -108,8 +125,8 @@ class Network:
             assert peer not in self.ends, "an action after the end"
             match action:
                 case rounds.SendProposal():
-                    self.send_all("proposal", peer, action.group_digest, action.ready, action.dirty)
-                case rounds.RunAllReduce():
+                    self.send_all("proposal", peer, self.view)
+                case rounds.Exchange():
                     self.send("exchanged", peer, peer, self.members.index(peer) not in self.faults.incomplete)
                 case rounds.SendAttestation():
                     self.send_all("attestation", peer, action.full, lost=self.faults.lost_attestations)
@@ -198,7 +215,7 @@ def test_after_the_end_nothing_happens_any_more(size, faults, seed):
         outcome = round_.outcome
         for other in set(network.members) - {peer}:
             for event in (
-                rounds.ProposalReceived(other, digest_of(b""), ready=False, dirty=False),
+                rounds.ProposalReceived(other, msgspec.structs.replace(network.view, ready=False)),
                 rounds.ExchangeFinished(full=False),
                 rounds.AttestationReceived(other, full=False),
                 rounds.AttestationDelivered(other),

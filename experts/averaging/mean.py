@@ -1,4 +1,4 @@
-"""Averaging of an expert's replicas: theta_new = (1/M) sum_j theta_j (proposal, section 2.2).
+"""The mean of an expert's replicas: theta_new = (1/M) sum_j theta_j (proposal, section 2.2).
 
 Replicas share an initialisation, so their parameters mean the same and can be averaged entry by entry. The
 average is applied as a delta, so that steps taken while a round was under way are kept.

@@ -1,0 +1,52 @@
+"""How a replica that has missed rounds comes to where the others are, keeping what it has learned itself."""
+
+from collections.abc import Awaitable, Callable
+
+from experts.averaging import Averaged
+from meshnode.directory import Directory, Replica
+from meshnode.hosting import ExpertHost
+from meshnode.logs import get_logger
+from protocol.errors import ModuleMeshError
+from protocol.identifiers import Digest, ExpertUid, PeerId
+
+__all__ = ["Pull", "catch_up"]
+
+log = get_logger(__name__)
+
+Pull = Callable[[list[PeerId], Digest], Awaitable[bytes]]
+"""Brings the bytes of a digest from any of these peers."""
+
+Apply = Callable[[ExpertUid, Averaged, int], Awaitable[None]]
+
+
+async def catch_up(uid: ExpertUid, directory: Directory, host: ExpertHost, *, pull: Pull, apply: Apply) -> bool:
+    """Take over the newest averaged replica, and add what this one has learned since its own last round.
+
+    Args:
+        uid: An expert hosted here.
+        directory: Knows who has averaged it last.
+        host: Holds this node's replica.
+        pull: Brings weights.
+        apply: Commits what was pulled, to the replica and to its training.
+
+    Returns: Whether there was something newer, and it could be had.
+    """
+    expert, listing = host.get(uid), directory.experts().get(uid)
+    newest = max(listing.replicas, key=_round, default=None) if listing else None
+    if newest is None or newest.advert.round <= expert.round:
+        return False
+    assert listing is not None
+    holders = [replica.peer_id for replica in listing.replicas if replica.advert.weights == newest.advert.weights]
+    try:
+        mean = await host.vector_of(uid, await pull(holders, newest.advert.weights))
+    except ModuleMeshError as failure:
+        log.info("the newest replica cannot be pulled", expert=uid, reason=str(failure))
+        return False
+    own = await host.snapshot_beside(uid)
+    delta = mean - (own if expert.reference is None else expert.reference)
+    await apply(uid, Averaged(mean=mean, delta=delta), newest.advert.round)
+    return True
+
+
+def _round(replica: Replica) -> int:
+    return replica.advert.round

@@ -1,0 +1,46 @@
+"""Who can average together: what follows from the members' proposals, the same at whoever has heard them all."""
+
+from collections.abc import Mapping
+from functools import reduce
+
+from protocol.messages import RoundProposal
+from protocol.rounds.actions import AbandonReason
+from protocol.wiretypes import PeerId
+
+__all__ = ["unfit_members"]
+
+
+def unfit_members(
+    me: PeerId, proposals: Mapping[PeerId, RoundProposal], *, rounds_behind: int
+) -> tuple[AbandonReason | None, frozenset[PeerId]]:
+    """The members that this one cannot average with, and the first reason; no reason if all of them fit.
+
+    Members that see different groups are left with those that are in everybody's: it is worked out from the
+    proposals of those that count each other in, so that whoever remains comes to the same. That can be all of this
+    one's members, where only others see one more.
+
+    Args:
+        me: Whose view it is; it may itself be among those that do not fit.
+        proposals: Of members, the own one among them; who has not proposed is not judged.
+        rounds_behind: How many rounds a replica may have missed.
+    """
+    mine = proposals[me]
+    newest = max(proposal.base for proposal in proposals.values())
+    views = {peer: set(proposal.members) for peer, proposal in proposals.items() if me in proposal.members}
+    shared = reduce(set.intersection, views.values())
+    strangers = {peer for peer in proposals if peer not in views}
+    unfit = {
+        AbandonReason.NOT_READY: {peer for peer, proposal in proposals.items() if not proposal.ready},
+        AbandonReason.DIFFERING_VIEWS: (set(mine.members) - shared) | strangers,
+        AbandonReason.DIFFERING_SETTINGS: {
+            peer for peer, proposal in proposals.items() if proposal.settings != mine.settings
+        },
+        AbandonReason.DIFFERING_ORIGINS: {
+            peer for peer, proposal in proposals.items() if proposal.origin != mine.origin
+        },
+        AbandonReason.STALE: {peer for peer, proposal in proposals.items() if proposal.base < newest - rounds_behind},
+    }
+    reason = next((reason for reason, peers in unfit.items() if peers), None)
+    if reason is None and any(proposal.members != mine.members for proposal in proposals.values()):
+        reason = AbandonReason.DIFFERING_VIEWS
+    return reason, frozenset().union(*unfit.values())
