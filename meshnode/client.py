@@ -16,6 +16,7 @@ from typing import Self
 
 import numpy as np
 
+from meshnode.blobs import BlobPuller
 from meshnode.compute import Compute
 from meshnode.contributions import Contributions
 from meshnode.directory import Directory, ExpertListing
@@ -52,12 +53,14 @@ class MeshClient:
         contributions: Contributions,
         inference: RoutedInference,
         transport: HivemindTransport,
+        puller: BlobPuller,
     ) -> None:
         self.mesh = mesh
         self._directory = directory
         self._contributions = contributions
         self._inference = inference
         self._transport = transport
+        self._puller = puller
         self._resources = AsyncExitStack()
 
     @classmethod
@@ -91,7 +94,8 @@ class MeshClient:
             directory = Directory(transport, mesh.mesh_id, refresh_s=REFRESH_S, objection=mesh.objection_to)
             contributions = contributions_of(mesh, state, compute)
             inference = RoutedInference(mesh, lambda: contributions.view, directory, transport, compute)
-            client = cls(mesh, directory, contributions, inference, transport)
+            puller = BlobPuller(transport, state.blobs, timeout_s=CALL_TIMEOUT_S)
+            client = cls(mesh, directory, contributions, inference, transport, puller)
             await client.refresh()
             # The client may be closed by another task than the one that joined, which a task group does not allow.
             stack.push_async_callback(_cancel, asyncio.create_task(client._keep_fresh(), name="mesh client"))
@@ -124,7 +128,7 @@ class MeshClient:
         The client does this every two seconds by itself; call it to know what is true at this moment.
         """
         await self._directory.refresh()
-        await self._contributions.pull(self._transport, self._directory, timeout_s=CALL_TIMEOUT_S)
+        await self._contributions.pull(self._puller, self._directory)
         await self._contributions.solve()
 
     @property

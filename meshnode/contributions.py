@@ -12,14 +12,14 @@ from experts.errors import NotPositiveDefinite, UnsafeStatistics
 from experts.router.exact import ExactSum
 from experts.router.ridge import RidgeRouter, RouterConfig, solve_ridge
 from experts.router.statistics import ClassStatistics
-from meshnode.blobs import fetch_blob
+from meshnode.blobs import BlobPuller
 from meshnode.compute import Compute
 from meshnode.directory import Directory
 from meshnode.logs import get_logger
 from meshnode.state.state import State
-from meshnode.transport.interface import Transport
 from protocol.errors import ModuleMeshError, RecordRefused
 from protocol.identifiers import Digest, MeshId, PeerId
+from protocol.limits import MAX_CONTRIBUTION_INDEX_BYTES
 from protocol.records import (
     RouterContribution,
     decode_contribution_index,
@@ -127,26 +127,26 @@ class Contributions:
         )
         await self._add(contribution, seal_contribution(contribution, key), statistics)
 
-    async def pull(self, transport: Transport, directory: Directory, *, timeout_s: float) -> None:
+    async def pull(self, puller: BlobPuller, directory: Directory) -> None:
         """Fetch what peers hold and we lack. A peer that fails is left for the next time."""
         for record in directory.records():
             index = record.contributions
-            if record.peer_id == transport.peer_id or index is None or index == self.index:
+            if record.peer_id == puller.transport.peer_id or index is None or index == self.index:
                 continue
             try:
-                await self._pull_from(transport, record.peer_id, index, timeout_s=timeout_s)
+                await self._pull_from(puller, record.peer_id, index)
             except (ModuleMeshError, UnsafeStatistics) as failure:
                 log.info("contributions not taken", peer=record.peer_name, reason=str(failure))
 
-    async def _pull_from(self, transport: Transport, peer_id: PeerId, index: Digest, *, timeout_s: float) -> None:
+    async def _pull_from(self, puller: BlobPuller, peer_id: PeerId, index: Digest) -> None:
         if self._taken.get(peer_id) == index:
             return
-        listing = await fetch_blob(transport, peer_id, index, timeout_s=timeout_s)
+        listing = await puller.pull(index, [peer_id], limit_bytes=MAX_CONTRIBUTION_INDEX_BYTES)
         for sealed in decode_contribution_index(listing):
-            contribution = open_contribution(sealed, mesh_id=self._mesh_id, now_s=transport.now_s())
+            contribution = open_contribution(sealed, mesh_id=self._mesh_id, now_s=puller.transport.now_s())
             if contribution.version <= self.version_of(contribution.peer_id, contribution.task):
                 continue
-            statistics = await fetch_blob(transport, peer_id, contribution.statistics, timeout_s=timeout_s)
+            statistics = await puller.pull(contribution.statistics, [peer_id])
             await self._add(contribution, sealed, statistics)
         self._taken[peer_id] = index
 

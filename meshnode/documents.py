@@ -5,16 +5,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from meshnode.directory import ExpertListing
+from meshnode.hosting import HostedExpert
 from meshnode.inference import Prediction
+from meshnode.replica_pulls import ReplicaPull
 from meshnode.runtime import MeshRuntime
 from protocol.identifiers import PeerId
 
 __all__ = [
     "averaging_document",
     "expert_documents",
+    "hosted_document",
     "infer_document",
     "left_out_documents",
     "peer_documents",
+    "pull_document",
     "specialization_document",
     "training_document",
 ]
@@ -107,6 +111,28 @@ def _expert_document(runtime: MeshRuntime, listing: ExpertListing, *, local: boo
         ],
         "local": local,
         "parameters": runtime.mesh.architecture(advert.form, len(advert.classes)).num_parameters,
+    }
+
+
+def hosted_document(expert: HostedExpert) -> dict[str, Any]:
+    """A replica hosted here, as it serves."""
+    return {
+        "uid": expert.uid,
+        "classes": list(expert.classes),
+        "generation": expert.generation,
+        "weights": expert.weights,
+    }
+
+
+def pull_document(pull: ReplicaPull) -> dict[str, Any]:
+    """An order for a replica, as it stands."""
+    return {
+        "uid": pull.uid,
+        "peer": pull.source,
+        "state": pull.state,
+        "done_bytes": pull.done_bytes,
+        "total_bytes": pull.total_bytes,
+        "error": pull.error,
     }
 
 

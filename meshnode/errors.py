@@ -18,6 +18,7 @@ __all__ = [
     "DaemonNotRunning",
     "EXIT_CODES",
     "ExitCode",
+    "ExpertFileRefused",
     "IdentityUnusable",
     "MeshUnreadable",
     "NoSuchPeerOrExpert",
@@ -132,6 +133,20 @@ class Refused(NodeError):
 
     code = "refused"
     exit_code = ExitCode.REFUSED
+
+
+class ExpertFileRefused(NodeError):
+    """A file that is no expert of this node's mesh, or is damaged, for a ``reason``."""
+
+    code = "expert_file_refused"
+    exit_code = ExitCode.REFUSED
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the file is no expert of this mesh: {reason}",
+            hint="`meshnode experts export UID FILE` on a node of the same mesh writes such files.",
+        )
+        self.reason = reason
 
 
 class NoSuchPeerOrExpert(NodeError):

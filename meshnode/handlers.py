@@ -2,17 +2,20 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 
 from meshnode import __version__
 from meshnode.averaging.averager import Averager
 from meshnode.mesh import Mesh
+from meshnode.pacing import Pacer
 from meshnode.serving import Serving
 from meshnode.state.blobs import BlobStore
-from protocol.errors import MalformedTensor, MeshMismatch, NotReady, UnknownBlob, UnknownMethod
+from protocol.errors import Busy, MalformedTensor, MeshMismatch, NotReady, UnknownBlob, UnknownMethod
 from protocol.framing import Announced, Frame
 from protocol.identifiers import PeerId
+from protocol.limits import MIN_BLOB_PART_BYTES
 from protocol.messages import (
     BlobGet,
     BlobPart,
@@ -26,6 +29,12 @@ from protocol.messages import (
 
 __all__ = ["Handlers"]
 
+LONGEST_PART_S: Final = 1.0
+"""A part is cut to what the pace lets go in so long: its caller's deadline is a few seconds."""
+
+LONGEST_BACKLOG_S: Final = 1.0
+"""Whoever asks for a part while more than this is to be sent before it is told to come back."""
+
 
 class Handlers:
     """Dispatches one request to the part of the node that answers it.
@@ -33,11 +42,15 @@ class Handlers:
     The parts of a mesh are absent until the node belongs to one; what needs them answers `NotReady` until then.
     """
 
-    def __init__(self, blobs: BlobStore, me: PeerId, peer_name: str, now_s: Callable[[], float]) -> None:
+    def __init__(
+        self, blobs: BlobStore, me: PeerId, peer_name: str, now_s: Callable[[], float], pacer: Pacer | None = None
+    ) -> None:
+        """Answer for a node without a mesh; `pacer` holds back the blobs that it sends, None sends them at once."""
         self._blobs = blobs
         self._me = me
         self._peer_name = peer_name
         self._now_s = now_s
+        self._pacer = pacer or Pacer(None)
         self._mesh: Mesh | None = None
         self._serving: Serving | None = None
         self._averager: Averager | None = None
@@ -104,8 +117,16 @@ class Handlers:
         )
 
     async def _send_part(self, request: BlobGet) -> Frame:
+        """What is there of a part, once it is its turn; less of it where its caller would wait too long for all."""
         if not self._blobs.has(request.digest):
             raise UnknownBlob(request.digest)
-        data = await asyncio.to_thread(self._blobs.read_range, request.digest, request.offset, request.length)
-        part = BlobPart(digest=request.digest, offset=request.offset, total_bytes=self._blobs.size(request.digest))
+        total_bytes = self._blobs.size(request.digest)
+        length = max(0, min(request.length, total_bytes - request.offset))
+        if (pace := self._pacer.bytes_per_second) is not None:
+            if (backlog_s := self._pacer.backlog_s) > LONGEST_BACKLOG_S:
+                raise Busy(retry_after_s=backlog_s)
+            length = min(length, max(MIN_BLOB_PART_BYTES, int(pace * LONGEST_PART_S)))
+        await self._pacer.take(length)
+        data = await asyncio.to_thread(self._blobs.read_range, request.digest, request.offset, length)
+        part = BlobPart(digest=request.digest, offset=request.offset, total_bytes=total_bytes)
         return Frame(part, {"data": np.frombuffer(data, dtype=np.uint8)})

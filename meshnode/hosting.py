@@ -27,6 +27,7 @@ from experts.averaging import Averaged
 from experts.checkpoint import flat_parameters, load_flat, load_weights, weights_to_bytes
 from experts.errors import ExpertsError
 from meshnode.compute import Compute
+from meshnode.errors import Refused
 from meshnode.forms import form_of
 from meshnode.logs import get_logger
 from meshnode.state.rows import Reached
@@ -35,12 +36,12 @@ from protocol.errors import BlobCorrupt, UnknownBlob, UnknownExpert
 from protocol.identifiers import Digest, ExpertUid, digest_of
 from protocol.records import ExpertAdvert
 
-__all__ = ["Answer", "ExpertHost", "HostedExpert"]
+__all__ = ["Answer", "Descent", "ExpertHost", "HostedExpert", "IMPORTED"]
 
 log = get_logger(__name__)
 
-TRAINED = "trained"
-"""Cause of generations that hold something which no other replica has."""
+TRAINED, IMPORTED = "trained", "imported"
+"""Causes of generations that hold something which no other replica has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +53,21 @@ class Answer:
     classes: tuple[str, ...]
     generation: int
     weights: Digest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Descent:
+    """Where weights come from that an expert is to be hosted with."""
+
+    cause: str = "adopted"
+    """From a peer, or `IMPORTED`: then the group does not have them yet."""
+    round: int = 0
+    """Number of the last averaging round that they hold."""
+    origin: Digest | None = None
+    """Of the weights that they descend from, if not from the initial ones."""
+
+
+ADOPTED = Descent()
 
 
 @dataclass(slots=True)
@@ -159,7 +175,7 @@ class ExpertHost:
     def _kept_reference(self, uid: ExpertUid, architecture: Architecture) -> np.ndarray | None:
         """The newest parameters still kept that were not learned here; None if there are none any more."""
         for generation in self._state.ledger.generations(uid):
-            if generation.cause != TRAINED:
+            if generation.cause not in {TRAINED, IMPORTED}:
                 module = architecture.build(uid)
                 with suppress(ExpertsError, UnknownBlob, BlobCorrupt):
                     load_weights(module, self._state.blobs.get(generation.digest))
@@ -216,9 +232,7 @@ class ExpertHost:
         classes: tuple[str, ...],
         architecture: Architecture,
         weights: bytes | None,
-        *,
-        round_: int = 0,
-        origin: Digest | None = None,
+        descent: Descent = ADOPTED,
     ) -> HostedExpert:
         """Host an expert from now on: with the given weights, or with the initial ones that its uid determines.
 
@@ -227,8 +241,7 @@ class ExpertHost:
             classes: What it answers for, sorted.
             architecture: Its form.
             weights: As safetensors; None for the initial ones.
-            round_: Number of the last averaging round that the weights hold.
-            origin: Of weights that descend from other ones than the initial ones: of those.
+            descent: Where given weights come from.
 
         Raises:
             UnknownArchitecture: No peer could be told of its form.
@@ -239,7 +252,7 @@ class ExpertHost:
         initial = digest_of(weights_to_bytes(module))
         if weights is not None:
             load_weights(module, weights)
-        self._state.add_expert(uid, architecture=architecture.to_config(), classes=classes, origin=origin)
+        self._state.add_expert(uid, architecture=architecture.to_config(), classes=classes, origin=descent.origin)
         vector = flat_parameters(module).numpy()
         expert = HostedExpert(
             uid=uid,
@@ -250,14 +263,30 @@ class ExpertHost:
             weights=Digest(""),
             committed_at=0.0,
             since=self._now_s(),
-            origin=origin or initial,
-            round=round_,
-            reference=vector,
-            reference_digest=_digest_of_vector(vector),
+            origin=descent.origin or initial,
+            round=descent.round,
+            reference=None if descent.cause == IMPORTED else vector,
         )
-        await self._commit(expert, vector, cause="adopted" if weights else "initial")
+        expert.reference_digest = _digest_of_vector(expert.reference)
+        await self._commit(expert, vector, cause=descent.cause if weights else "initial")
         self._experts[uid] = expert
         return expert
+
+    async def replace(self, uid: ExpertUid, weights: bytes) -> None:
+        """Serve other weights of a hosted expert from now on; the group has them after the next round.
+
+        Raises:
+            UnknownExpert: It is not hosted here.
+            Refused: It is in training, whose next checkpoint would take their place.
+            CorruptWeights: The weights are not its own.
+        """
+        expert = self.get(uid)
+        async with expert.changed:
+            if expert.deltas is not None:
+                raise Refused(f"the expert {uid} is in training", hint="`meshnode status` shows when it no longer is.")
+            module = copy.deepcopy(expert.module).cpu()
+            load_weights(module, weights)
+            await self._commit(expert, flat_parameters(module).numpy(), cause=IMPORTED)
 
     async def begin_training(self, uid: ExpertUid) -> bytes:
         """Weights to start a training run from; deltas committed from now on are that run's to take in."""

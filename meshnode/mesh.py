@@ -13,7 +13,7 @@ from experts.errors import ExpertsError
 from experts.router.fingerprint import statistics_fingerprint
 from experts.trunk.base import Trunk
 from experts.trunk.codec import trunk_from_bytes
-from meshnode.blobs import fetch_blob
+from meshnode.blobs import BlobPuller
 from meshnode.errors import MeshUnreadable
 from meshnode.forms import architecture_of
 from meshnode.logs import get_logger
@@ -30,6 +30,7 @@ from protocol.errors import (
 )
 from protocol.framing import Frame
 from protocol.identifiers import Digest, ExpertUid, MeshId, PeerId, expert_uid
+from protocol.limits import MAX_SPEC_BYTES
 from protocol.messages import Hello, HelloReply
 from protocol.records import ExpertAdvert
 from protocol.spec import ExpertForm, MeshSpec, decode_spec
@@ -107,22 +108,25 @@ def load_mesh(state: State) -> Mesh | None:
 async def pull_mesh(
     state: State, transport: Transport, *, wanted: MeshId | None, timeout_s: float
 ) -> tuple[Mesh, PeerId]:
-    """Ask connected peers for their mesh, for as long as it takes, and pull spec and trunk from one of them.
+    """Ask connected peers for their mesh, for as long as it takes, and pull spec and trunk from those that have them.
 
     Args:
         wanted: The only mesh to take; None takes the first one met.
         timeout_s: Deadline of each call.
 
     Returns:
-        The mesh, kept in `state` from now on, and the peer it came from.
+        The mesh, kept in `state` from now on, and the peer that told of it.
     """
     refused: set[PeerId] = set()
+    puller = BlobPuller(transport, state.blobs, timeout_s=timeout_s)
     while True:
-        for peer_id in _new(await transport.connected_peers(), refused):
+        peer_ids = _new(await transport.connected_peers(), refused)
+        for peer_id in peer_ids:
             try:
                 mesh_id = await _mesh_of(transport, peer_id, wanted=wanted, timeout_s=timeout_s)
                 if mesh_id is not None:
-                    return await _pull(state, transport, peer_id, mesh_id, timeout_s=timeout_s), peer_id
+                    # The others may have it too, and say so if they have not.
+                    return await _pull(state, puller, [peer_id, *peer_ids], mesh_id), peer_id
             except MeshMismatch as mismatch:
                 log.warning("a peer belongs to another mesh", peer=peer_id, reason=str(mismatch))
                 refused.add(peer_id)
@@ -144,11 +148,11 @@ async def _mesh_of(transport: Transport, peer_id: PeerId, *, wanted: MeshId | No
     return reply.message.mesh_id
 
 
-async def _pull(state: State, transport: Transport, peer_id: PeerId, mesh_id: MeshId, *, timeout_s: float) -> Mesh:
+async def _pull(state: State, puller: BlobPuller, peer_ids: Sequence[PeerId], mesh_id: MeshId) -> Mesh:
     """Both blobs are kept before the setting is, so a kill in between only means pulling again."""
-    spec_data = await fetch_blob(transport, peer_id, Digest(mesh_id), timeout_s=timeout_s)
+    spec_data = await puller.pull(Digest(mesh_id), peer_ids, limit_bytes=MAX_SPEC_BYTES)
     spec = decode_spec(spec_data)
-    trunk_data = await fetch_blob(transport, peer_id, spec.trunk, timeout_s=timeout_s)
+    trunk_data = await puller.pull(spec.trunk, peer_ids)
     trunk = await asyncio.to_thread(trunk_from_bytes, trunk_data)
     if trunk.feature_dim != spec.feature_dim:
         raise MalformedSpec(f"it says {spec.feature_dim} features, its trunk gives {trunk.feature_dim}")

@@ -31,6 +31,7 @@ from meshnode.identity import api_key, load_or_create_identity
 from meshnode.lock import DaemonLock
 from meshnode.logs import configure_logs, get_logger, keep_secret, log_settings
 from meshnode.mesh import Mesh, load_mesh, pull_mesh
+from meshnode.pacing import Pacer
 from meshnode.runtime import MeshRuntime
 from meshnode.settings.config import NodeConfig, Settings
 from meshnode.state.state import State
@@ -73,6 +74,7 @@ class _Node:
     telemetry: Telemetry
     transport: HivemindTransport
     handlers: Handlers
+    pacer: Pacer
     bootstrap: Bootstrap
     view: NodeView
     as_json: bool
@@ -119,6 +121,7 @@ class _Node:
             self.compute,
             self.device,
             self.telemetry,
+            self.pacer,
             self.transport.moe if config.serve.hivemind else None,
         )
         averager = runtime.averager if config.average.enabled else None
@@ -169,7 +172,8 @@ async def _start(stack: AsyncExitStack, home: Home, settings: Settings, device: 
     telemetry = Telemetry()
     transport = await _open_transport(home, config, telemetry)
     stack.push_async_callback(transport.aclose)
-    handlers = Handlers(state.blobs, transport.peer_id, config.node.name, transport.now_s)
+    pacer = Pacer(config.net.up_bytes_per_second)
+    handlers = Handlers(state.blobs, transport.peer_id, config.node.name, transport.now_s, pacer)
     transport.serve(handlers, handlers.admit)
     bootstrap = Bootstrap(transport, config.net.join, telemetry)
     view = NodeView(settings, device, transport, bootstrap, compute, telemetry)
@@ -187,6 +191,7 @@ async def _start(stack: AsyncExitStack, home: Home, settings: Settings, device: 
         telemetry=telemetry,
         transport=transport,
         handlers=handlers,
+        pacer=pacer,
         bootstrap=bootstrap,
         view=view,
         as_json=as_json,

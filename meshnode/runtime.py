@@ -7,10 +7,10 @@ from typing import Any
 from experts.averaging import Averaged
 from experts.router.ridge import RouterConfig
 from meshnode.advertiser import Advertiser
-from meshnode.averaging.averager import Averager, Steps
+from meshnode.averaging.averager import Averager, Hooks
 from meshnode.averaging.catchup import catch_up
 from meshnode.averaging.settings import AveragerConfig
-from meshnode.blobs import fetch_from_any
+from meshnode.blobs import BlobPuller
 from meshnode.compute import Compute
 from meshnode.contributions import Contributions
 from meshnode.device import Device
@@ -21,6 +21,9 @@ from meshnode.hosting import ExpertHost
 from meshnode.inference import RoutedInference
 from meshnode.logs import get_logger
 from meshnode.mesh import Mesh
+from meshnode.pacing import Pacer
+from meshnode.replica_pulls import ReplicaPulls
+from meshnode.replicas import Replicas
 from meshnode.serving import Serving
 from meshnode.settings.config import NodeConfig
 from meshnode.state.state import State
@@ -28,7 +31,7 @@ from meshnode.telemetry import Telemetry
 from meshnode.trainer.service import LEARNED, Trainer, TrainerParts
 from meshnode.transport.interface import Transport
 from meshnode.transport.moe.interface import MoeNetwork
-from protocol.identifiers import Digest, ExpertUid, PeerId
+from protocol.identifiers import ExpertUid
 from protocol.records import PeerRecord, fitting
 from protocol.signing import SigningKey
 from protocol.spec import RouterSettings
@@ -66,7 +69,6 @@ def averager_config(config: NodeConfig) -> AveragerConfig:
         compression=average.compression,
         weighting=average.weighting,
         min_drift=average.min_drift,
-        bytes_per_s=None,
     )
 
 
@@ -96,6 +98,7 @@ class MeshRuntime:
         compute: The threads that torch runs in.
         device: What torch computes on.
         telemetry: Is told what happens.
+        pacer: What averaging may send, which it shares with blobs.
         moe: Where hivemind's own clients are; None if they are not served.
     """
 
@@ -110,6 +113,7 @@ class MeshRuntime:
         compute: Compute,
         device: Device,
         telemetry: Telemetry,
+        pacer: Pacer,
         moe: MoeNetwork | None = None,
     ) -> None:
         self._config = config
@@ -121,6 +125,17 @@ class MeshRuntime:
         )
         self.host = ExpertHost(state, compute, device=device.used, now_s=transport.now_s)
         self.contributions = contributions_of(mesh, state, compute)
+        self._puller = BlobPuller(transport, state.blobs, timeout_s=config.net.call_timeout_s)
+        self.replicas = Replicas(
+            mesh=mesh,
+            state=state,
+            host=self.host,
+            directory=self.directory,
+            puller=self._puller,
+            compute=compute,
+            telemetry=telemetry,
+        )
+        self.replica_pulls = ReplicaPulls(self.replicas)
         self.advertiser = Advertiser(
             transport, key, self._describe, ttl_s=config.net.record_ttl_s, published=self.directory.take
         )
@@ -142,6 +157,7 @@ class MeshRuntime:
                 host=self.host,
                 contributions=self.contributions,
                 directory=self.directory,
+                replicas=self.replicas,
                 transport=transport,
                 key=key,
                 telemetry=telemetry,
@@ -150,14 +166,13 @@ class MeshRuntime:
             home.trainer,
             device=device.used,
             threads=config.compute.threads or 1,
-            call_timeout_s=config.net.call_timeout_s,
         )
         self.averager = Averager(
             transport,
             self.directory,
             self.host,
             averager_config(config),
-            Steps(apply=self._apply_round, catch_up=self._catch_up, weight=self._weight_of),
+            Hooks(apply=self._apply_round, catch_up=self._catch_up, weight=self._weight_of, pacer=pacer),
             telemetry,
         )
 
@@ -184,6 +199,7 @@ class MeshRuntime:
             "advertiser": self.advertiser.run,
             "router": self._keep_router,
             "housekeeping": self._keep_house,
+            "replica pulls": self.replica_pulls.run,
             "new generations": lambda: self._announce(self.host.changed),
             "new contributions": lambda: self._announce(self.contributions.changed),
         }
@@ -209,7 +225,7 @@ class MeshRuntime:
         while True:
             await self.directory.refreshed.wait()
             self.directory.refreshed.clear()
-            await self.contributions.pull(self._transport, self.directory, timeout_s=self._config.net.call_timeout_s)
+            await self.contributions.pull(self._puller, self.directory)
             await self.contributions.solve()
 
     async def _announce(self, change: asyncio.Event) -> None:
@@ -232,12 +248,7 @@ class MeshRuntime:
 
     async def _catch_up(self, uid: ExpertUid) -> None:
         """Bring a replica that has missed rounds to where the others are."""
-
-        async def pull(peers: list[PeerId], digest: Digest) -> bytes:
-            timeout_s = self._config.net.call_timeout_s
-            return await fetch_from_any(self._transport, peers, digest, timeout_s=timeout_s)
-
-        await catch_up(uid, self.directory, self.host, pull=pull, apply=self._apply_round)
+        await catch_up(uid, self.directory, self.host, self._puller, apply=self._apply_round)
 
     def _weight_of(self, uid: ExpertUid) -> float:
         """What this node's replica counts for in a mean: the samples it learned from here, or as much as any other."""

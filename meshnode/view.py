@@ -22,13 +22,15 @@ from meshnode.device import Device
 from meshnode.documents import (
     averaging_document,
     expert_documents,
+    hosted_document,
     infer_document,
     left_out_documents,
     peer_documents,
+    pull_document,
     specialization_document,
     training_document,
 )
-from meshnode.errors import Refused
+from meshnode.errors import NoSuchPeerOrExpert, Refused
 from meshnode.gauges import NodeGauges
 from meshnode.runtime import MeshRuntime
 from meshnode.settings.config import Settings
@@ -36,6 +38,7 @@ from meshnode.settings.documents import settings_document
 from meshnode.telemetry import Telemetry
 from meshnode.transport.interface import Transport
 from protocol.errors import Draining, MalformedTensor, NotReady
+from protocol.identifiers import Digest, ExpertUid, PeerId
 
 if TYPE_CHECKING:
     from meshnode.mqtt.publisher import MqttPublisher
@@ -189,12 +192,8 @@ class NodeView:
 
     async def infer(self, images: np.ndarray, *, top_k: int | None, timeout_s: float | None) -> dict[str, Any]:
         """Routed inference over the mesh."""
-        if self.draining:
-            raise Draining
-        if self.runtime is None:
-            raise NotReady(self.reason)
         try:
-            prediction = await self.runtime.inference.predict(
+            prediction = await self._at_work().inference.predict(
                 images, top_k=top_k, timeout_s=timeout_s or self.config.serve.timeout_s
             )
         except MalformedDataset as exc:
@@ -209,6 +208,43 @@ class NodeView:
             raise NotReady(self.reason)
         self.runtime.trainer.look_again()
         return self.training()
+
+    def pull_expert(self, uid: str, peer_id: str | None) -> dict[str, Any]:
+        """Have a replica pulled and hosted."""
+        runtime, known = self._at_work(), ExpertUid(Digest(uid))
+        if known not in runtime.host.experts:
+            listing = runtime.directory.experts().get(known)
+            if listing is None:
+                raise NoSuchPeerOrExpert(uid)
+            if peer_id is not None and all(replica.peer_id != peer_id for replica in listing.replicas):
+                raise NoSuchPeerOrExpert(peer_id)
+        return pull_document(runtime.replica_pulls.order(known, None if peer_id is None else PeerId(peer_id)))
+
+    def expert_pull(self, uid: str) -> dict[str, Any]:
+        """How far that is."""
+        pull = self.runtime.replica_pulls.newest(ExpertUid(Digest(uid))) if self.runtime else None
+        if pull is None:
+            raise NoSuchPeerOrExpert(uid)
+        return pull_document(pull)
+
+    async def expert_file(self, uid: str) -> bytes:
+        """A hosted expert as a file."""
+        runtime, hosted = self._at_work(), ExpertUid(Digest(uid))
+        if hosted not in runtime.host.experts:
+            raise NoSuchPeerOrExpert(uid)
+        return await runtime.replicas.export(hosted)
+
+    async def import_expert(self, data: bytes, *, replace: bool) -> dict[str, Any]:
+        """Host the expert of a file."""
+        return {"expert": hosted_document(await self._at_work().replicas.take(data, replace=replace))}
+
+    def _at_work(self) -> MeshRuntime:
+        """The node's part in its mesh, while it takes work."""
+        if self.draining:
+            raise Draining
+        if self.runtime is None:
+            raise NotReady(self.reason)
+        return self.runtime
 
     def request_shutdown(self) -> None:
         """Begin to drain; asking again changes nothing."""

@@ -53,6 +53,7 @@ __all__ = [
     "MAX_TENSOR_DIMS",
     "MAX_TENSOR_NAME_CHARS",
     "MAX_WAIT_MS",
+    "MIN_BLOB_PART_BYTES",
 ]
 
 KIB: Final = 1024
@@ -121,6 +122,8 @@ MAX_EXPERTS_PER_CALL: Final = 16
 """Experts of one peer asked in one call; half of MAX_TENSORS_PER_MESSAGE, as each answers with a tensor."""
 BLOB_CHUNK_BYTES: Final = 1 * MIB
 """Above 1 MiB copies dominate a call (measured); below it the number of calls does."""
+MIN_BLOB_PART_BYTES: Final = 16 * KIB
+"""A part of a blob may be shorter than asked for, but not than this: less would be mostly header."""
 MAX_BLOB_BYTES: Final = 256 * MIB
 """A trunk is at most some tens of MB; this bounds the disk a digest can make a peer fill."""
 MAX_ERROR_TEXT_CHARS: Final = 512

@@ -95,7 +95,10 @@ class BlobGet(msgspec.Struct, frozen=True, tag="blob_get"):
 
 
 class BlobPart(msgspec.Struct, frozen=True, tag="blob_part"):
-    """Brings the tensor ``data``, uint8 (length,): shorter than asked for only at the blob's end."""
+    """Brings the tensor ``data``, uint8 (length,): what is there of the part that was asked for, or its beginning.
+
+    A beginning has at least MIN_BLOB_PART_BYTES.
+    """
 
     digest: DigestField
     offset: Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_BLOB_BYTES)]

@@ -22,6 +22,7 @@ from meshnode.home import Home
 from meshnode.identity import load_or_create_identity
 from meshnode.joining import open_client
 from meshnode.mesh import load_mesh
+from meshnode.pacing import Pacer
 from meshnode.runtime import MeshRuntime
 from meshnode.settings.config import load_config
 from meshnode.state.state import State
@@ -66,7 +67,7 @@ class DelayedPeer:
         resources.push_async_callback(transport.aclose)
         handlers = Handlers(state.blobs, transport.peer_id, config.node.name, transport.now_s)
         device = choose_device("cpu", require_gpu=False)
-        runtime = MeshRuntime(home, config, state, transport, key, mesh, compute, device, telemetry)
+        runtime = MeshRuntime(home, config, state, transport, key, mesh, compute, device, telemetry, Pacer(None))
         handlers.attach(mesh, runtime.serving, None)
         peer = cls(transport, handlers, runtime)
         transport.serve(peer._answer, handlers.admit)

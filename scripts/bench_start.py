@@ -182,7 +182,9 @@ class Bench:
             lambda status: status["experts"]["local"] == number and status["training"]["state"] == "idle",
         )
         image = npy_of(self._homes.images.images[:1])
-        answer = node.api().post_npy("infer", image, {"top_k": str(number)}, wait_s=ANSWER_S)
+        answer = node.api().post_bytes(
+            "infer", image, {"top_k": str(number)}, media_type="application/x-npy", wait_s=ANSWER_S
+        )
         answered = {call["expert"] for call in answer["route"] if call["ok"]}
         if len(answered) != number:
             raise BenchFailed(f"{len(answered)} of {number} experts answered")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from meshnode.settings.config import NodeConfig, Setting, settings_there_are
 from meshnode.settings.documents import config_schema, description_of, written
-from meshnode.settings.units import format_duration_s
+from meshnode.settings.units import format_duration_s, format_rate
 from protocol import limits
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,6 +167,9 @@ def _values(setting: Setting, schema: dict[str, Any]) -> str:
     if setting.is_span:
         seconds = schema["anyOf"][1]
         return f"{format_duration_s(seconds['minimum'])} to {format_duration_s(seconds['maximum'])}"
+    if setting.is_rate:
+        rate = schema["anyOf"][1]
+        return f"{format_rate(rate['minimum'])} to {format_rate(rate['maximum'])}"
     if "enum" in schema:
         return ", ".join(f'`"{value}"`' for value in schema["enum"])
     words = {"array": "list of text", "boolean": "`true`, `false`", "string": "path" if setting.is_path else "text"}

@@ -38,6 +38,11 @@ class FakeNode:
     answer_after_s: float = 0.0
     last_loss: float = 0.25
     measured: dict[str, Any] | None = None
+    pull_steps: list[dict[str, Any]] = field(default_factory=list)
+    """How a pull stands each time somebody looks; the last one stays."""
+    pulled: list[tuple[str, str | None]] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+    imported: list[tuple[bytes, bool]] = field(default_factory=list)
 
     def _fail(self) -> None:
         if self.failure is not None:
@@ -126,6 +131,24 @@ class FakeNode:
     async def train_now(self) -> dict[str, Any]:
         self._fail()
         return {"queued": True}
+
+    def pull_expert(self, uid: str, peer_id: str | None) -> dict[str, Any]:
+        self._fail()
+        self.pulled.append((uid, peer_id))
+        return self.expert_pull(uid)
+
+    def expert_pull(self, uid: str) -> dict[str, Any]:
+        step = self.pull_steps.pop(0) if len(self.pull_steps) > 1 else self.pull_steps[0]
+        return {"uid": uid, "peer": None, "done_bytes": 0, "total_bytes": None, "error": None, **step}
+
+    async def expert_file(self, uid: str) -> bytes:
+        self._fail()
+        return self.files[uid]
+
+    async def import_expert(self, data: bytes, *, replace: bool) -> dict[str, Any]:
+        self._fail()
+        self.imported.append((data, replace))
+        return {"expert": {"uid": EXPERT, "classes": ["ankle boot", "bag"], "generation": 4, "weights": "ef" * 32}}
 
     def request_shutdown(self) -> None:
         self.shutdowns += 1

@@ -1,5 +1,6 @@
 """What a stranger can pull from a mesh over the network, and the mesh's computation done with it in one process."""
 
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from experts.router.ridge import RidgeRouter, solve_ridge
 from experts.router.statistics import ClassStatistics, sum_contributions
 from experts.trunk.base import Trunk, features_of
 from experts.trunk.codec import trunk_from_bytes
-from meshnode.blobs import fetch_blob
+from meshnode.blobs import BlobPuller
 from meshnode.home import Home
 from meshnode.identity import load_or_create_identity
 from meshnode.runtime import router_config
+from meshnode.state.blobs import BlobStore
 from meshnode.transport.hivemind import HivemindConfig, HivemindTransport
 from protocol.framing import Frame
 from protocol.identifiers import Digest, ExpertUid, MeshId, PeerId
@@ -84,9 +86,13 @@ class Pulled:
 
 async def pull(transport: HivemindTransport, peer_id: PeerId) -> Pulled:
     """Take spec, trunk and router statistics from one peer, and every replica's weights from the peer that has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        return await _pull(BlobPuller(transport, BlobStore(Path(folder)), timeout_s=TIMEOUT_S), transport, peer_id)
 
+
+async def _pull(puller: BlobPuller, transport: HivemindTransport, peer_id: PeerId) -> Pulled:
     async def blob(digest: Digest, of: PeerId = peer_id) -> bytes:
-        return await fetch_blob(transport, of, digest, timeout_s=TIMEOUT_S)
+        return await puller.pull(digest, [of])
 
     greeting = await transport.call(peer_id, Frame(Hello(mesh_id=None)), timeout_s=TIMEOUT_S)
     assert isinstance(greeting.message, HelloReply)

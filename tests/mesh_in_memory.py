@@ -21,10 +21,10 @@ from experts.trunk.codec import trunk_to_bytes
 from experts.trunk.images import prepare_images
 from experts.trunk.whitened import WhitenedConfig, fit_whitened
 from meshnode.advertiser import Advertiser
-from meshnode.averaging.averager import Averager, Steps
+from meshnode.averaging.averager import Averager, Hooks
 from meshnode.averaging.catchup import catch_up
 from meshnode.averaging.settings import AveragerConfig
-from meshnode.blobs import fetch_from_any
+from meshnode.blobs import BlobPuller
 from meshnode.compute import Compute
 from meshnode.contributions import Contributions
 from meshnode.directory import Directory
@@ -34,12 +34,14 @@ from meshnode.home import Home
 from meshnode.hosting import ExpertHost, HostedExpert
 from meshnode.inference import RoutedInference
 from meshnode.mesh import MESH_SETTING, Mesh
+from meshnode.pacing import Pacer
+from meshnode.replicas import Replicas
 from meshnode.serving import Serving
 from meshnode.state.rows import Reached
 from meshnode.state.state import State
 from meshnode.transport.memory import MemoryNetwork, MemoryTransport
 from protocol.framing import Frame
-from protocol.identifiers import Digest, ExpertUid, PeerId, digest_of
+from protocol.identifiers import ExpertUid, PeerId, digest_of
 from protocol.records import PeerRecord
 from protocol.signing import SigningKey
 from protocol.spec import ExpertForm, ImageInput, MeshSpec, decode_spec, encode_spec, mesh_id_of
@@ -141,6 +143,8 @@ class MemoryNode:
     directory: Directory
     host: ExpertHost
     contributions: Contributions
+    puller: BlobPuller
+    replicas: Replicas
     averager: Averager
     handlers: Handlers
     inference: RoutedInference
@@ -237,14 +241,14 @@ def _put_together(
         state, compute, MESH.mesh_id, ROUTER, feature_dim=MESH.spec.feature_dim, fingerprint=MESH.fingerprint
     )
 
+    puller = BlobPuller(transport, state.blobs, timeout_s=5.0)
+    replicas = Replicas(mesh=MESH, state=state, host=host, directory=directory, puller=puller, compute=compute)
+
     async def apply(uid: ExpertUid, averaged: Averaged, number: int) -> None:
         await host.apply_round(uid, averaged, number=number)
 
-    async def pull(peers: list[PeerId], digest: Digest) -> bytes:
-        return await fetch_from_any(transport, peers, digest, timeout_s=5.0)
-
     async def behind(uid: ExpertUid) -> None:
-        await catch_up(uid, directory, host, pull=pull, apply=apply)
+        await catch_up(uid, directory, host, puller, apply=apply)
 
     def describe(issued_at: float, expires_at: float, leaving: bool) -> PeerRecord:
         return PeerRecord(
@@ -258,8 +262,8 @@ def _put_together(
             contributions=contributions.index,
         )
 
-    steps = Steps(apply=apply, catch_up=behind, weight=lambda uid: 1.0)
-    averager = Averager(transport, directory, host, averager_config, steps)
+    hooks = Hooks(apply=apply, catch_up=behind, weight=lambda uid: 1.0, pacer=Pacer(None))
+    averager = Averager(transport, directory, host, averager_config, hooks)
     inference = RoutedInference(MESH, lambda: contributions.view, directory, transport, compute, host)
     handlers = Handlers(state.blobs, transport.peer_id, name, transport.now_s)
     handlers.attach(MESH, Serving(MESH.spec.feature_dim, host, inference, compute), averager)
@@ -274,6 +278,8 @@ def _put_together(
         directory=directory,
         host=host,
         contributions=contributions,
+        puller=puller,
+        replicas=replicas,
         averager=averager,
         handlers=handlers,
         inference=inference,

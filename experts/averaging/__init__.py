@@ -1,7 +1,6 @@
 """Replicas made one: their mean, how vectors travel in fewer bytes, and a member's share of an exchange."""
 
 from experts.averaging.compression import CODECS, Codec, PayloadDtype, codec_named
-from experts.averaging.feedback import compress
 from experts.averaging.mean import add_delta, mean_of
 from experts.averaging.share import Averaged, Share
 
@@ -13,6 +12,5 @@ __all__ = [
     "Share",
     "add_delta",
     "codec_named",
-    "compress",
     "mean_of",
 ]

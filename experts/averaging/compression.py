@@ -8,7 +8,7 @@
 Blocks with a scale of their own keep one large value from costing all others their precision (Dettmers et al. 2022,
 "8-bit Optimizers via Block-wise Quantization", arXiv:2110.02861, sec. 2.1). topk is Aji and Heafield 2017
 (arXiv:1704.05021). What a codec rounds off or leaves out is not lost where its sender keeps it for the next time:
-`experts.averaging.feedback`.
+`experts.averaging.share`.
 
 A payload may come from anyone: `payload_header` tells how long it has to be before a byte of it is read, and `decode`
 refuses by name another type or size, what is not finite, and levels or places out of range. All rounding is the

@@ -13,11 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from meshnode.api.guard import Guard, allowed_hosts
-from meshnode.api.payload import image_array, images_from_npy, infer_request_from_json
+from meshnode.api.payload import image_array, images_from_npy, infer_request_from_json, whole_body
+from meshnode.api.replicas import replica_routes
 from meshnode.api.replies import JsonResponse, document, error_response, failure_response
 from meshnode.api.service import NodeService
 from meshnode.errors import NodeError
-from protocol.errors import FrameTooLarge, ModuleMeshError
+from protocol.errors import ModuleMeshError
 from protocol.limits import MAX_FRAME_BYTES
 
 __all__ = ["create_app"]
@@ -40,6 +41,7 @@ def create_app(service: NodeService, key: str, port: int, *, listen_host: str = 
     app.include_router(_root_routes(service))
     app.include_router(_read_routes(service), prefix="/api/v1")
     app.include_router(_act_routes(service), prefix="/api/v1")
+    app.include_router(replica_routes(service), prefix="/api/v1")
     app.add_middleware(Guard, key=key, hosts=allowed_hosts(listen_host, port))
     app.add_exception_handler(ModuleMeshError, _named_failure)
     app.add_exception_handler(NodeError, _named_failure)
@@ -122,9 +124,9 @@ def _act_routes(service: NodeService) -> APIRouter:
         """A JSON body carries its own options; a ``.npy`` body takes them from the query string."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type == "application/x-npy":
-            images = images_from_npy(await _body(request, MAX_FRAME_BYTES))
+            images = images_from_npy(await whole_body(request, MAX_FRAME_BYTES))
         elif media_type == "application/json":
-            asked = infer_request_from_json(await _body(request, _MAX_JSON_BYTES))
+            asked = infer_request_from_json(await whole_body(request, _MAX_JSON_BYTES))
             images, top_k, timeout_s = image_array(asked.images), asked.top_k, asked.timeout_s
         else:
             raise HTTPException(415, "send images as application/json or application/x-npy")
@@ -136,16 +138,6 @@ def _act_routes(service: NodeService) -> APIRouter:
         return document("shutdown", {"draining": True}, status_code=202)
 
     return routes
-
-
-async def _body(request: Request, limit_bytes: int) -> bytes:
-    """The body; FrameTooLarge as soon as it passes the limit, before the rest is read."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit_bytes:
-            raise FrameTooLarge(len(body), limit_bytes)
-    return bytes(body)
 
 
 async def _named_failure(_request: Request, exc: Exception) -> JsonResponse:

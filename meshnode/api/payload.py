@@ -1,4 +1,4 @@
-"""Images out of request bodies: JSON nested lists, or one uint8 ``.npy`` array.
+"""Request bodies, and images out of them: JSON nested lists, or one uint8 ``.npy`` array.
 
 Shapes: B batch, H height, W width, C channels.
 
@@ -14,10 +14,11 @@ from typing import Annotated
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from starlette.requests import Request
 
-from protocol.errors import MalformedMessage, MalformedTensor
+from protocol.errors import FrameTooLarge, MalformedMessage, MalformedTensor
 
-__all__ = ["InferRequest", "image_array", "images_from_npy", "infer_request_from_json"]
+__all__ = ["InferRequest", "image_array", "images_from_npy", "infer_request_from_json", "whole_body"]
 
 _Pixel = Annotated[int, msgspec.Meta(ge=0, le=255)]
 _Row = list[_Pixel | list[_Pixel]]
@@ -32,6 +33,16 @@ class InferRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Experts asked per row; None means the mesh's own setting."""
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] | None = None
     """Longest wait for the answer in seconds; None means the node's own setting."""
+
+
+async def whole_body(request: Request, limit_bytes: int) -> bytes:
+    """The body; FrameTooLarge as soon as it passes the limit, before the rest is read."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit_bytes:
+            raise FrameTooLarge(len(body), limit_bytes)
+    return bytes(body)
 
 
 def infer_request_from_json(body: bytes) -> InferRequest:

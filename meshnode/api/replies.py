@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import msgspec
 from starlette.responses import Response
 
-from meshnode.errors import NodeError, NoSuchPeerOrExpert, Refused, Timeout
+from meshnode.errors import ExpertFileRefused, NodeError, NoSuchPeerOrExpert, Refused, Timeout
 from protocol import errors
 
 __all__ = ["JsonResponse", "document", "error_response", "failure_response"]
@@ -51,7 +51,7 @@ def failure_response(failure: errors.ModuleMeshError | NodeError) -> JsonRespons
 # The first that fits counts, so a class stands before its family.
 _STATUSES: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
     ((errors.FrameTooLarge,), 413),
-    ((errors.RefusedInput,), 400),
+    ((errors.RefusedInput, ExpertFileRefused), 400),
     ((errors.NoRoute, errors.UnknownExpert, errors.UnknownBlob, NoSuchPeerOrExpert), 404),
     ((errors.ClockSkewed, errors.MeshMismatch, Refused), 409),
     ((errors.Busy, errors.NotReady, errors.Draining), 503),

@@ -77,6 +77,44 @@ class NodeService(Protocol):
         """Look for new task files now; without this, that happens at the start and after each task."""
         ...
 
+    def pull_expert(self, uid: str, peer_id: str | None) -> Document:
+        """Have a replica of a mesh's expert pulled and hosted; returns at once, with how far it is.
+
+        Args:
+            uid: The expert's, in full.
+            peer_id: The only peer to take it from; None takes any.
+
+        Raises:
+            NoSuchPeerOrExpert: No live peer, or not this one, advertises it.
+            ModuleMeshError: The node belongs to no mesh yet, or is stopping.
+        """
+        ...
+
+    def expert_pull(self, uid: str) -> Document:
+        """How far that is: ``state`` is waiting, pulling, hosted or failed, with the ``error``.
+
+        Raises:
+            NoSuchPeerOrExpert: Nobody has asked for it since the node started.
+        """
+        ...
+
+    async def expert_file(self, uid: str) -> bytes:
+        """A hosted expert's weights and what they are, as safetensors. Raises ModuleMeshError if it is not hosted."""
+        ...
+
+    async def import_expert(self, data: bytes, *, replace: bool) -> Document:
+        """Host the expert of such a file, from anyone.
+
+        Args:
+            data: The file's bytes.
+            replace: Whether its weights may take the place of those of a replica hosted here.
+
+        Raises:
+            NodeError: The file is no expert of this mesh, or the expert is hosted here already.
+            ModuleMeshError: The node belongs to no mesh yet, or is stopping.
+        """
+        ...
+
     def request_shutdown(self) -> None:
         """Begin to drain; returns at once."""
         ...

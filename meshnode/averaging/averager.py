@@ -20,6 +20,7 @@ from meshnode.averaging.exchange import Exchanges
 from meshnode.averaging.settings import AveragerConfig
 from meshnode.directory import Directory
 from meshnode.hosting import ExpertHost
+from meshnode.pacing import Pacer
 from meshnode.telemetry import Telemetry
 from meshnode.transport.interface import Transport
 from protocol.errors import MalformedMessage, MalformedTensor
@@ -43,7 +44,7 @@ from protocol.messages import (
 from protocol.mixing import cycle_of, group_in_round
 from protocol.rounds import AbandonReason, AttestationReceived, OutcomeAsked, ProposalReceived
 
-__all__ = ["Averager", "Steps"]
+__all__ = ["Averager", "Hooks"]
 
 MAX_REMEMBERED_ROUNDS = 512
 """Ended rounds whose outcome is still answered, and rounds that peers began and we have not: oldest go first."""
@@ -79,18 +80,20 @@ class _Group(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Steps:
-    """What averaging does to a replica.
+class Hooks:
+    """What a node gives its averager.
 
     Attributes:
         apply: Commits what a round came to, to a hosted expert and to its training, if any.
         catch_up: Pulls what others have averaged without it.
         weight: What this node's replica counts for in a mean.
+        pacer: What rounds may send.
     """
 
     apply: ApplyRound
     catch_up: CatchUp
     weight: Callable[[ExpertUid], float]
+    pacer: Pacer
 
 
 class Averager:
@@ -102,19 +105,19 @@ class Averager:
         directory: Directory,
         host: ExpertHost,
         config: AveragerConfig,
-        steps: Steps,
+        hooks: Hooks,
         telemetry: Telemetry | None = None,
     ) -> None:
         self._transport = transport
         self._directory = directory
         self._host = host
         self._config = config
-        self._steps = steps
+        self._hooks = hooks
         self._telemetry = telemetry or Telemetry()
         self._codec = codec_named(config.compression)
         self._talk: Talk = Talk(self._say, wait_s=0.0)
         self._exchanges = Exchanges(transport, self._codec, timeout_s=config.attempt_s)
-        self._budget = RoundBudget(config.bytes_per_round)
+        self._budget = RoundBudget(hooks.pacer, config.period_s)
         self._drivers: dict[RoundId, RoundDriver] = {}
         self._early: dict[RoundId, dict[PeerId, ProposalReceived]] = {}
         self._under_way: set[ExpertUid] = set()
@@ -207,7 +210,7 @@ class Averager:
                 self._doubts[uid] = _Doubt(round_id, members, result.averaged)
             if self._transport.peer_id in abandoned.left_out:
                 if abandoned.reason is AbandonReason.STALE:
-                    await self._steps.catch_up(uid)
+                    await self._hooks.catch_up(uid)
                 return
             members = tuple(member for member in members if member not in abandoned.left_out)
             is_worth_it = abandoned.left_out or abandoned.reason is AbandonReason.DIFFERING_VIEWS
@@ -225,7 +228,7 @@ class Averager:
             origin=expert.origin,
             settings=self._config.agreement,
             reference=expert.reference_digest,
-            weight=self._steps.weight(round_id.expert),
+            weight=self._hooks.weight(round_id.expert),
         )
 
     async def _attempt(
@@ -244,7 +247,7 @@ class Averager:
             return reference if len(shared) == 1 and None not in shared else self._host.initial(uid)
 
         async def commit(averaged: Averaged) -> None:
-            await self._steps.apply(uid, averaged, number)
+            await self._hooks.apply(uid, averaged, number)
             # One that was moved has news of others, and passes it on along the other axes.
             if await asyncio.to_thread(_moved, averaged, self._config.min_drift):
                 self._moving_until[uid] = number + cycle
@@ -270,7 +273,7 @@ class Averager:
             return False
         del self._doubts[uid]
         if "committed" in outcomes:
-            await self._steps.apply(uid, doubt.averaged, doubt.round_id.number)
+            await self._hooks.apply(uid, doubt.averaged, doubt.round_id.number)
         return True
 
     def _count(self, round_id: RoundId, members: tuple[PeerId, ...], result: AttemptResult) -> None:

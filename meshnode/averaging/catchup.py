@@ -3,30 +3,28 @@
 from collections.abc import Awaitable, Callable
 
 from experts.averaging import Averaged
+from meshnode.blobs import BlobPuller
 from meshnode.directory import Directory, Replica
 from meshnode.hosting import ExpertHost
 from meshnode.logs import get_logger
 from protocol.errors import ModuleMeshError
-from protocol.identifiers import Digest, ExpertUid, PeerId
+from protocol.identifiers import ExpertUid
 
-__all__ = ["Pull", "catch_up"]
+__all__ = ["catch_up"]
 
 log = get_logger(__name__)
-
-Pull = Callable[[list[PeerId], Digest], Awaitable[bytes]]
-"""Brings the bytes of a digest from any of these peers."""
 
 Apply = Callable[[ExpertUid, Averaged, int], Awaitable[None]]
 
 
-async def catch_up(uid: ExpertUid, directory: Directory, host: ExpertHost, *, pull: Pull, apply: Apply) -> bool:
+async def catch_up(uid: ExpertUid, directory: Directory, host: ExpertHost, puller: BlobPuller, *, apply: Apply) -> bool:
     """Take over the newest averaged replica, and add what this one has learned since its own last round.
 
     Args:
         uid: An expert hosted here.
         directory: Knows who has averaged it last.
         host: Holds this node's replica.
-        pull: Brings weights.
+        puller: Brings weights.
         apply: Commits what was pulled, to the replica and to its training.
 
     Returns: Whether there was something newer, and it could be had.
@@ -38,7 +36,7 @@ async def catch_up(uid: ExpertUid, directory: Directory, host: ExpertHost, *, pu
     assert listing is not None
     holders = [replica.peer_id for replica in listing.replicas if replica.advert.weights == newest.advert.weights]
     try:
-        mean = await host.vector_of(uid, await pull(holders, newest.advert.weights))
+        mean = await host.vector_of(uid, await puller.pull(newest.advert.weights, holders))
     except ModuleMeshError as failure:
         log.info("the newest replica cannot be pulled", expert=uid, reason=str(failure))
         return False

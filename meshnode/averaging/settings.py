@@ -25,16 +25,10 @@ class AveragerConfig:
     weighting: Literal["uniform", "samples"] = "uniform"
     min_drift: float = 1e-4
     """By how much a replica must differ from the last mean to be averaged again, relative to the mean's norm."""
-    bytes_per_s: float | None = None
-    """What rounds may send; None for no limit."""
 
     @property
     def attempt_s(self) -> float:
         return ATTEMPT_SHARE * self.timeout_s
-
-    @property
-    def bytes_per_round(self) -> float | None:
-        return None if self.bytes_per_s is None else self.bytes_per_s * self.period_s
 
     @property
     def agreement(self) -> str:

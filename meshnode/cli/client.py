@@ -66,29 +66,46 @@ class ApiClient:
             ApiFailure: With code ``daemon_not_running`` if nothing of the kind answers at the URL, else with
                 what the daemon answered.
         """
-        return self._call("GET", path, query or {}, None, wait_s=_ANSWER_S)
+        return self._document(*self._call("GET", path, query or {}, wait_s=_ANSWER_S))
 
-    def post(self, path: str) -> dict[str, Any]:
+    def get_bytes(self, path: str, *, wait_s: float) -> bytes:
+        """GET what is no document, and wait up to ``wait_s`` for it. Raises as `get` does."""
+        status, body = self._call("GET", path, {}, wait_s=wait_s)
+        if not 200 <= status < 300:
+            self._document(status, body)
+        return body
+
+    def post(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
         """POST to ``/api/v1/PATH`` without a body. Raises as `get` does."""
-        return self._call("POST", path, {}, None, wait_s=_ANSWER_S)
+        return self._document(*self._call("POST", path, query or {}, wait_s=_ANSWER_S))
 
-    def post_npy(self, path: str, body: bytes, query: Mapping[str, str], *, wait_s: float) -> dict[str, Any]:
-        """POST a ``.npy`` array and wait up to ``wait_s`` for its answer. Raises as `get` does."""
-        return self._call("POST", path, query, body, wait_s=wait_s)
+    def post_bytes(
+        self, path: str, body: bytes, query: Mapping[str, str], *, media_type: str, wait_s: float
+    ) -> dict[str, Any]:
+        """POST a body of this type and wait up to ``wait_s`` for the answer. Raises as `get` does."""
+        return self._document(*self._call("POST", path, query, (media_type, body), wait_s=wait_s))
 
     def _call(
-        self, method: str, path: str, query: Mapping[str, str], npy: bytes | None, *, wait_s: float
-    ) -> dict[str, Any]:
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        content: tuple[str, bytes] | None = None,
+        *,
+        wait_s: float,
+    ) -> tuple[int, bytes]:
+        """The answer's status and body; ``content`` is the request's, behind its media type."""
         target = f"/api/v1/{path}?{urlencode(query)}" if query else f"/api/v1/{path}"
         headers = {"authorization": f"Bearer {self._key}"}
-        if npy is not None:
-            headers["content-type"] = "application/x-npy"
+        media_type, sent = content or (None, None)
+        if media_type is not None:
+            headers["content-type"] = media_type
         try:
             connection = self._connection(wait_s)
             try:
-                connection.request(method, target, npy, headers)
+                connection.request(method, target, sent, headers)
                 response = connection.getresponse()
-                return self._document(response.status, response.read())
+                return response.status, response.read()
             finally:
                 connection.close()
         except TimeoutError as exc:
@@ -104,7 +121,10 @@ class ApiClient:
         return http.client.HTTPConnection(url.hostname, url.port, timeout=wait_s)
 
     def _document(self, status: int, body: bytes) -> dict[str, Any]:
-        document = json.loads(body)
+        try:
+            document = json.loads(body)
+        except ValueError as exc:
+            raise self._nobody() from exc
         if isinstance(document, dict):
             if 200 <= status < 300:
                 return document

@@ -8,9 +8,12 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
+from meshnode.cli.choosing import single_expert
+from meshnode.cli.expert_files import export_expert, import_expert
+from meshnode.cli.expert_pull import pull_expert
 from meshnode.cli.output import facts, listing
 from meshnode.cli.session import Session
-from meshnode.errors import NoSuchPeerOrExpert, ResourceAbsent
+from meshnode.errors import ResourceAbsent
 
 __all__ = ["experts"]
 
@@ -65,7 +68,7 @@ def show_expert(
     """
     session = Session.of(context)
     client = session.client()
-    expert = _single(client.get("experts", {"scope": "mesh"})["experts"], uid)
+    expert = single_expert(client.get("experts", {"scope": "mesh"})["experts"], uid)
     specialization = client.get("specialization")
     measured = specialization["measured"]
     if plot is not None:
@@ -85,11 +88,9 @@ def show_expert(
     session.output.result(document, Group(facts(_facts(document)), *_table(measured)))
 
 
-def _single(documents: Sequence[Mapping[str, Any]], uid: str) -> Mapping[str, Any]:
-    found = [expert for expert in documents if expert["uid"].startswith(uid)]
-    if not uid or len(found) != 1:
-        raise NoSuchPeerOrExpert(uid)
-    return found[0]
+experts.command("pull")(pull_expert)
+experts.command("export")(export_expert)
+experts.command("import")(import_expert)
 
 
 def _own_part(measured: Mapping[str, Any] | None, uid: str) -> dict[str, Any] | None:

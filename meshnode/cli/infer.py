@@ -54,10 +54,11 @@ def infer(
         return
     client = session.client()
     query = {"top_k": top_k, "timeout_s": timeout}
-    document = client.post_npy(
+    document = client.post_bytes(
         "infer",
         npy_of(read_images(source)),
         {name: str(value) for name, value in query.items() if value is not None},
+        media_type="application/x-npy",
         # The node keeps to the timeout and says what was missing; it is given a moment to say so.
         wait_s=_PATIENCE_S if timeout is None else timeout + 5.0,
     )

@@ -36,6 +36,8 @@ _TEMPLATE = """\
 # port = 0
 # Peers to start from. One that is away costs nothing: it is tried again until it answers.
 {join}
+# The most that is sent of weights and other blobs. By default there is no limit.
+# up = "2MB/s"
 
 [compute]
 # "auto", "cpu" or "cuda:0". With require_gpu the node refuses to start on the CPU.

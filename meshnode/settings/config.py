@@ -31,7 +31,7 @@ from meshnode.settings.sections import (
     ServeSection,
     TrainSection,
 )
-from meshnode.settings.units import format_duration_s
+from meshnode.settings.units import format_duration_s, format_rate
 
 __all__ = [
     "NodeConfig",
@@ -84,6 +84,11 @@ class Setting(NamedTuple):
     def is_span(self) -> bool:
         """Whether its value is seconds, written with a unit."""
         return self.attribute.endswith("_s")
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether its value is bytes a second, written with a unit."""
+        return self.attribute.endswith("_bytes_per_second")
 
     @property
     def is_path(self) -> bool:
@@ -259,8 +264,11 @@ def _bare_reason(error: ErrorDetails, name: str) -> str:
     if error["type"] in bounds:
         bound, words = bounds[error["type"]]
         amount = error["ctx"][bound]
-        if any(setting.is_span for setting in settings_there_are() if setting.name == name):
-            return f"{words} {format_duration_s(amount)}"
+        for setting in settings_there_are():
+            if setting.name == name and setting.is_span:
+                return f"{words} {format_duration_s(amount)}"
+            if setting.name == name and setting.is_rate:
+                return f"{words} {format_rate(amount)}"
         return f"{words} {amount if isinstance(amount, int) else f'{amount:g}'}"
     if error["type"] == "model_type":
         in_list = len(error["loc"]) > 2

@@ -1,6 +1,6 @@
 """Settings shown: each by its name with its value as people write it, where it came from and what it is for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ from meshnode.home import Home
 from meshnode.settings.config import NodeConfig, Setting, Settings, load_settings, settings_there_are
 from meshnode.settings.layers import Origin
 from meshnode.settings.sections import TeacherSetting
-from meshnode.settings.units import DURATION_PATTERN, format_duration_s
+from meshnode.settings.units import DURATION_PATTERN, RATE_PATTERN, format_duration_s, format_rate
 
 __all__ = ["config_schema", "description_of", "pending_settings", "settings_document", "written"]
 
@@ -44,13 +44,15 @@ def pending_settings(running: Mapping[str, Any], home: Home) -> list[str]:
 
 
 def written(setting: Setting, value: object) -> object:
-    """A setting's value as people write it, of JSON's types: spans with their unit, paths and lists as text.
+    """A setting's value as people write it, of JSON's types: spans and rates with their unit, paths and lists as text.
 
     What is not None loads as the same value again.
     """
     match value:
         case float() if setting.is_span:
             return format_duration_s(value)
+        case int() if setting.is_rate:
+            return format_rate(value)
         case tuple():
             return [_written_teacher(entry) if isinstance(entry, TeacherSetting) else entry for entry in value]
         case Path():
@@ -117,7 +119,7 @@ def _entry(settings: Settings, setting: Setting) -> dict[str, Any]:
 
 
 def _property(setting: Setting, generated: Mapping[str, Any]) -> dict[str, Any]:
-    """A setting's schema, of what pydantic makes of it: TOML has no null, and spans are written with their unit."""
+    """A setting's schema, of what pydantic makes of it: TOML has no null, and spans and rates have a unit."""
     # An optional setting is one that may be left out.
     accepted = dict(generated["anyOf"][0] if "anyOf" in generated else generated)
     for said in ("title", "description", "default"):
@@ -125,15 +127,21 @@ def _property(setting: Setting, generated: Mapping[str, Any]) -> dict[str, Any]:
     shared: dict[str, Any] = {"description": description_of(setting)}
     if setting.field.default is not None and setting.field.default_factory is None:
         shared["default"] = written(setting, setting.field.default)
-    if not setting.is_span:
+    if setting.is_span:
+        text, bare = _written_amount(accepted, DURATION_PATTERN, format_duration_s, "ms, s, m, h or d"), "Seconds."
+    elif setting.is_rate:
+        text, bare = _written_amount(accepted, RATE_PATTERN, format_rate, "kB/s, MB/s or GB/s"), "Bytes a second."
+    else:
         return {**shared, **accepted}
-    least, most = (format_duration_s(accepted[bound]) for bound in ("minimum", "maximum"))
-    text = {
-        "type": "string",
-        "pattern": DURATION_PATTERN,
-        "description": f"A number and ms, s, m, h or d; {least} to {most}.",
-    }
-    return {**shared, "anyOf": [text, {**accepted, "description": "Seconds."}]}
+    return {**shared, "anyOf": [text, {**accepted, "description": bare}]}
+
+
+def _written_amount(
+    accepted: Mapping[str, Any], pattern: str, written_as: Callable[[Any], str], units: str
+) -> dict[str, Any]:
+    """The schema of a number with its unit."""
+    least, most = (written_as(accepted[bound]) for bound in ("minimum", "maximum"))
+    return {"type": "string", "pattern": pattern, "description": f"A number and {units}; {least} to {most}."}
 
 
 def _one_line(docstring: str) -> str:

@@ -15,7 +15,7 @@ import multiaddr
 import multiaddr.exceptions
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from meshnode.settings.units import parse_duration_s
+from meshnode.settings.units import parse_duration_s, parse_rate
 from protocol.addresses import parse_address
 from protocol.errors import MalformedAddress, MalformedIdentifier
 from protocol.identifiers import MeshId, parse_digest
@@ -42,6 +42,10 @@ _DEVICE = r"^(auto|cpu|cuda:[0-9]{1,3})$"
 
 def _seconds(value: object) -> object:
     return parse_duration_s(value) if isinstance(value, str) else value
+
+
+def _bytes_per_second(value: object) -> object:
+    return parse_rate(value) if isinstance(value, str) else value
 
 
 def _listed(value: object) -> object:
@@ -145,6 +149,7 @@ def _topic_prefix(value: str) -> str:
 
 
 Seconds = Annotated[float, Field(ge=0.001, le=_DAY_S), BeforeValidator(_seconds)]
+Rate = Annotated[int, Field(ge=16_000, le=10**12), BeforeValidator(_bytes_per_second)]
 RecordTtl = Annotated[float, Field(ge=0.001, le=MAX_RECORD_TTL_S), BeforeValidator(_seconds)]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute_text)]
 LocalPath = Annotated[Path, BeforeValidator(_not_blank), AfterValidator(_absolute)]
@@ -182,6 +187,9 @@ class NetSection(_Section):
     """A dead node is advertised for this long. Renewed at a third of it, so that two renewals may fail."""
     call_timeout_s: Seconds = Field(default=5.0, alias="call_timeout")
     """How long a peer may be silent in a call."""
+    up_bytes_per_second: Rate | None = Field(default=None, alias="up")
+    """The most that is sent in bulk: blobs (weights, trunks, statistics) and parts of averaging rounds, experts that
+    have waited longest first. Answers and records are not held back. Unless set, there is no limit."""
 
     @model_validator(mode="after")
     def _records_are_read_before_they_expire(self) -> Self:

@@ -1,9 +1,17 @@
-"""Amounts as people write them in settings: "5s", "2h", "8GB"."""
+"""Amounts as people write them in settings: "5s", "2h", "8GB", "2MB/s"."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-__all__ = ["DURATION_PATTERN", "format_duration_s", "parse_bytes", "parse_duration_s"]
+__all__ = [
+    "DURATION_PATTERN",
+    "RATE_PATTERN",
+    "format_duration_s",
+    "format_rate",
+    "parse_bytes",
+    "parse_duration_s",
+    "parse_rate",
+]
 
 # 15 digits before the point: such a number is exact as a float, and no text can make an infinite one. 20 after it:
 # as many as a float of a thousandth or more is ever written with.
@@ -19,9 +27,17 @@ _BYTES = {
     **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", start=1)},
 }
 
-_UNITS_OF_SPANS = "|".join("".join(f"[{letter}{letter.upper()}]" for letter in unit) for unit in _SECONDS if unit)
-DURATION_PATTERN = rf"^ *{_NUMBER} *({_UNITS_OF_SPANS})? *$"
-"""What `parse_duration_s` takes, as a regular expression of JSON Schema, which has no flag for the case."""
+
+def _in_any_case(units: Iterable[str]) -> str:
+    """A pattern of these units: a regular expression of JSON Schema has no flag for the case."""
+    return "|".join("".join(f"[{letter}{letter.upper()}]" for letter in unit) for unit in units if unit)
+
+
+DURATION_PATTERN = rf"^ *{_NUMBER} *({_in_any_case(_SECONDS)})? *$"
+"""What `parse_duration_s` takes, as a regular expression of JSON Schema."""
+
+RATE_PATTERN = rf"^ *{_NUMBER} *({_in_any_case(_BYTES)})? *(/[sS])? *$"
+"""What `parse_rate` takes, likewise."""
 
 
 def parse_duration_s(text: str) -> float:
@@ -62,9 +78,30 @@ def parse_bytes(text: str) -> int:
     return int(_parse(text, _BYTES, "a size such as 512MiB or 8GB"))
 
 
-def _parse(text: str, units: Mapping[str, float], wanted: str) -> float:
+def parse_rate(text: str) -> int:
+    """Whole bytes a second, rounded down.
+
+    Args:
+        text: A size as `parse_bytes` reads it, and ``/s`` or nothing.
+
+    Raises:
+        ValueError: Anything else.
+    """
+    amount = text.strip().lower().removesuffix("/s")
+    return int(_parse(amount, _BYTES, "a rate such as 500kB/s or 2MB/s", written=text))
+
+
+def format_rate(bytes_per_second: int) -> str:
+    """Bytes a second as people write them, in the largest decimal unit that they are a whole number of: ``2MB/s``."""
+    for unit in ("TB", "GB", "MB", "kB"):
+        if bytes_per_second and bytes_per_second % _BYTES[unit.lower()] == 0:
+            return f"{bytes_per_second // _BYTES[unit.lower()]}{unit}/s"
+    return f"{bytes_per_second}B/s"
+
+
+def _parse(text: str, units: Mapping[str, float], wanted: str, *, written: str | None = None) -> float:
     match = _AMOUNT.fullmatch(text.strip())
     factor = units.get(match[2].lower()) if match else None
     if match is None or factor is None:
-        raise ValueError(f"{text!r} is not {wanted}")
+        raise ValueError(f"{written or text!r} is not {wanted}")
     return float(match[1]) * factor

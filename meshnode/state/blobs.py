@@ -4,11 +4,13 @@ A file appears under its name only whole and on the disk. What is read is checke
 that the disk has changed are never taken for what was stored.
 """
 
+import os
 import threading
 from collections.abc import Collection
 from pathlib import Path
 
 from meshnode.home import TEMP_SUFFIX, sync_folder, write_atomically
+from meshnode.state.partials import PartialBlob, PartialBlobs
 from protocol.errors import BlobCorrupt, MalformedIdentifier, UnknownBlob
 from protocol.identifiers import Digest, digest_of, parse_digest
 
@@ -20,9 +22,13 @@ class BlobStore:
 
     Every method that takes a digest raises MalformedIdentifier for text that is none: what a peer sends as a
     digest can never become another path.
+
+    Attributes:
+        partials: Those that have not come whole yet.
     """
 
     def __init__(self, path: Path) -> None:
+        self.partials = PartialBlobs(path / "partial")
         self._path = path
         self._changing = threading.Lock()
         self._recent: set[Digest] = set()
@@ -43,6 +49,19 @@ class BlobStore:
             else:
                 write_atomically(self._path / digest, data)
         return digest
+
+    def adopt(self, partial: PartialBlob) -> None:
+        """Store a blob that has come whole and right; when this returns, the bytes are on the disk.
+
+        A reference to it may never come, so until there is one `collect` takes it for what it is: unreferenced.
+
+        Raises:
+            OSError: The disk fails; nothing is stored then.
+        """
+        assert partial.is_right(), "other bytes than its name says"
+        partial.sync()
+        os.replace(partial.path, self._path / partial.digest)
+        sync_folder(self._path)
 
     def get(self, digest: Digest) -> bytes:
         """The bytes of this digest.
@@ -113,6 +132,7 @@ class BlobStore:
 
     def sweep(self) -> None:
         """Remove what writes that a kill interrupted have left. Only while no other process writes here."""
+        self.partials.sweep()
         for file in self._path.glob(f".*{TEMP_SUFFIX}"):
             file.unlink(missing_ok=True)
 

@@ -43,7 +43,7 @@ class Generation:
     digest: Digest
     """Of the blob with the weights."""
     cause: str
-    """What made it: "initial", "adopted", "trained", "averaged", "pulled"."""
+    """What made it: "initial", "adopted", "imported", "trained", "averaged", "pulled"."""
     parent: Digest | None
     """Weights it was made from; None for the first."""
     created_at: float

@@ -117,7 +117,7 @@ class State:
         Args:
             uid: An expert hosted here.
             weights: As they will be loaded; stored by digest.
-            cause: What made them: "initial", "adopted", "trained", "averaged", "pulled".
+            cause: What made them: "initial", "adopted", "imported", "trained", "averaged", "pulled".
             reached: The last training run behind them; None if there was none here.
             round_: Number of the last averaging round that they hold; 0 before any.
             now_s: Unix seconds; None takes the clock's.

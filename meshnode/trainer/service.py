@@ -18,12 +18,12 @@ import torch
 from experts.continual.assessment import assign_classes
 from experts.errors import ExpertsError
 from experts.router.specialization import Specialization
-from meshnode.blobs import fetch_from_any
 from meshnode.contributions import Contributions
 from meshnode.directory import Directory
 from meshnode.hosting import ExpertHost
 from meshnode.logs import get_logger, log_settings
 from meshnode.mesh import Mesh
+from meshnode.replicas import Replicas
 from meshnode.settings.sections import TrainSection
 from meshnode.state.rows import Reached, TaskRow
 from meshnode.state.state import State
@@ -49,7 +49,7 @@ from meshnode.trainer.messages import (
 )
 from meshnode.trainer.process import TrainerDied, TrainerProcess
 from meshnode.transport.interface import Transport
-from protocol.errors import CallFailed, RefusedInput, UnknownExpert
+from protocol.errors import CallFailed, RefusedInput
 from protocol.identifiers import Digest, ExpertUid
 from protocol.signing import SigningKey
 
@@ -106,6 +106,7 @@ class TrainerParts:
     host: ExpertHost
     contributions: Contributions
     directory: Directory
+    replicas: Replicas
     transport: Transport
     key: SigningKey
     telemetry: Telemetry = field(default_factory=Telemetry)
@@ -120,7 +121,6 @@ class Trainer:
         home: Folder for the worker's own files.
         device: Where the worker computes.
         threads: torch threads of the worker.
-        call_timeout_s: Deadline of one call to a peer.
     """
 
     def __init__(
@@ -131,14 +131,12 @@ class Trainer:
         *,
         device: str,
         threads: int,
-        call_timeout_s: float,
     ) -> None:
         self._parts = parts
         self._settings = settings
         self._home = home
         self._device = device
         self._threads = threads
-        self._call_timeout_s = call_timeout_s
         self._process: TrainerProcess | None = None
         self._run = 0
         self._training: frozenset[ExpertUid] = frozenset()
@@ -379,24 +377,10 @@ class Trainer:
         plan = assign_classes(task.classes, known)
         uids = [ExpertUid(Digest(uid)) for uid in plan.update]
         for uid in uids:
-            if uid not in self._parts.host.experts:
-                await self._adopt(uid)
+            await self._parts.replicas.pull(uid)
         if plan.spawn:
             uids.append(await self._spawn(plan.spawn))
         return uids
-
-    async def _adopt(self, uid: ExpertUid) -> None:
-        """Host a replica of a peer's expert, from its newest weights."""
-        listing = self._parts.directory.experts().get(uid)
-        if listing is None:  # its last lease ended while another replica was being pulled
-            raise UnknownExpert(uid)
-        adverts = (replica.advert for replica in listing.replicas)
-        newest = max(adverts, key=lambda advert: (advert.round, advert.generation))
-        peers = [replica.peer_id for replica in listing.replicas if replica.advert.weights == newest.weights]
-        weights = await fetch_from_any(self._parts.transport, peers, newest.weights, timeout_s=self._call_timeout_s)
-        architecture = self._parts.mesh.architecture(newest.form, len(listing.classes))
-        await self._parts.host.adopt(uid, listing.classes, architecture, weights, round_=newest.round)
-        self._parts.telemetry.events.emit("expert_hosted", expert=uid, classes=listing.classes, cause="replica")
 
     async def _spawn(self, classes: tuple[str, ...]) -> ExpertUid:
         mesh = self._parts.mesh

@@ -22,13 +22,14 @@ from experts.architectures.mlp import MlpArchitecture
 from experts.averaging import Averaged, mean_of
 from experts.checkpoint import load_flat, weights_to_bytes
 from meshnode.advertiser import Advertiser
-from meshnode.averaging.averager import Averager, Steps
+from meshnode.averaging.averager import Averager, Hooks
 from meshnode.averaging.settings import AveragerConfig
 from meshnode.compute import Compute
 from meshnode.directory import Directory
 from meshnode.home import Home
-from meshnode.hosting import ExpertHost
+from meshnode.hosting import Descent, ExpertHost
 from meshnode.identity import load_or_create_identity
+from meshnode.pacing import Pacer
 from meshnode.state.state import State
 from meshnode.transport.hivemind import HivemindTransport
 from protocol.framing import Frame
@@ -97,7 +98,7 @@ async def _member(folder: Path, architecture: MlpArchitecture, start: np.ndarray
         module = architecture.build(uid)
         load_flat(module, torch.from_numpy(start))
         averaged_before = round_number(transport.now_s(), PERIOD_S)
-        expert = await host.adopt(uid, CLASSES, architecture, weights_to_bytes(module), round_=averaged_before)
+        expert = await host.adopt(uid, CLASSES, architecture, weights_to_bytes(module), Descent(round=averaged_before))
         expert.drift = math.inf
         directory = Directory(transport, MESH, refresh_s=60.0, objection=lambda advert: None)
         config = AveragerConfig(period_s=PERIOD_S, timeout_s=TIMEOUT_S)
@@ -108,8 +109,8 @@ async def _member(folder: Path, architecture: MlpArchitecture, start: np.ndarray
         async def not_behind(uid: ExpertUid) -> None:
             raise AssertionError("nobody has missed a round")
 
-        steps = Steps(apply=apply, catch_up=not_behind, weight=lambda uid: 1.0)
-        averager = Averager(transport, directory, host, config, steps)
+        hooks = Hooks(apply=apply, catch_up=not_behind, weight=lambda uid: 1.0, pacer=Pacer(None))
+        averager = Averager(transport, directory, host, config, hooks)
 
         def describe(issued_at: float, expires_at: float, leaving: bool) -> PeerRecord:
             return PeerRecord(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from api_fake_node import EXPERT, HTTP, PEER_ID, FakeNode, Served, served
 
-from meshnode.errors import NodeError, NoSuchPeerOrExpert, Refused, ResourceAbsent, Timeout
+from meshnode.errors import ExpertFileRefused, NodeError, NoSuchPeerOrExpert, Refused, ResourceAbsent, Timeout
 from protocol.errors import (
     Busy,
     CallTimeout,
@@ -111,6 +111,28 @@ def test_training_can_be_asked_for_at_once(api: Served) -> None:
     )
 
 
+def test_a_replica_is_ordered_and_looked_after(api: Served) -> None:
+    api.node.pull_steps = [{"state": "waiting"}, {"state": "hosted"}]
+    ordered = _post(api, f"experts/{EXPERT}/pull?peer={PEER_ID}")
+    assert (ordered.status_code, ordered.json()["schema"]) == (202, "meshnode.expert-pull/1")
+    assert ordered.json()["state"] == "waiting"
+    assert api.node.pulled == [(EXPERT, PEER_ID)]
+    looked = _get(api, f"experts/{EXPERT}/pull")
+    assert (looked.status_code, looked.json()["state"]) == (200, "hosted")
+
+
+def test_an_expert_leaves_as_a_file_and_comes_as_one(api: Served) -> None:
+    api.node.files[EXPERT] = b"weights"
+    left = _get(api, f"experts/{EXPERT}/file")
+    assert (left.status_code, left.content) == (200, b"weights")
+    assert left.headers["content-type"] == "application/octet-stream"
+    for query, replace in (("", False), ("?replace=true", True)):
+        came = _post(api, f"experts/import{query}", content=b"weights")
+        assert (came.status_code, came.json()["schema"]) == (200, "meshnode.expert-import/1")
+        assert api.node.imported[-1] == (b"weights", replace)
+    assert _post(api, "experts/import?replace=perhaps", content=b"weights").status_code == 400
+
+
 def test_both_forms_of_images_reach_the_node_alike(api: Served) -> None:
     grey_BHW = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
     colour_BHWC = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3)
@@ -185,8 +207,15 @@ def test_other_media_types_are_refused(api: Served) -> None:
     assert _post(api, "infer").status_code == 415
 
 
-@pytest.mark.parametrize("media_type", ["application/json", "application/x-npy"])
-def test_a_body_over_the_limit_is_refused_before_all_of_it_is_read(api: Served, media_type: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "media_type"),
+    [
+        ("infer", "application/json"),
+        ("infer", "application/x-npy"),
+        ("experts/import", "application/octet-stream"),
+    ],
+)
+def test_a_body_over_the_limit_is_refused_before_all_of_it_is_read(api: Served, path: str, media_type: str) -> None:
     sent = 0
 
     def endless() -> Iterator[bytes]:
@@ -197,7 +226,7 @@ def test_a_body_over_the_limit_is_refused_before_all_of_it_is_read(api: Served, 
 
     headers = {**api.headers, "content-type": media_type}
     try:
-        response = HTTP.post(f"{api.url}/api/v1/infer", content=endless(), headers=headers)
+        response = HTTP.post(f"{api.url}/api/v1/{path}", content=endless(), headers=headers)
         assert response.status_code == 413
         assert response.json()["error"]["code"] == "frame_too_large"
     except (httpx.WriteError, httpx.ReadError):
@@ -212,6 +241,7 @@ FAILURES: list[tuple[ModuleMeshError | NodeError, int]] = [
     (NoSuchPeerOrExpert("owl"), 404),
     (MeshMismatch(None, None), 409),
     (Refused("training is off"), 409),
+    (ExpertFileRefused("of another mesh"), 400),
     (ResourceAbsent("no GPU"), 500),
     (PeerUnreachable(PeerId(PEER_ID)), 502),
     (RowsUnanswered((0,), (ExpertUid(EXPERT),)), 502),

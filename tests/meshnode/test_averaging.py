@@ -18,6 +18,8 @@ from meshnode.averaging.averager import MAX_REMEMBERED_ROUNDS
 from meshnode.averaging.budget import RoundBudget
 from meshnode.averaging.exchange import Exchanged
 from meshnode.averaging.settings import AveragerConfig
+from meshnode.hosting import Descent
+from meshnode.pacing import Pacer
 from meshnode.state.rows import Reached
 from meshnode.transport.interface import FrameHandler
 from protocol.errors import NoRoute, PeerUnreachable
@@ -513,7 +515,7 @@ async def test_a_weight_of_samples_counts(tmp_path: Path) -> None:
     async with group(tmp_path, "ab", PATIENT) as (uid, (a, b)):
         learned = [await node.learn(uid, seed=seed) for seed, node in enumerate((a, b))]
         for node, weight in ((a, 3.0), (b, 1.0)):
-            node.averager._steps = replace(node.averager._steps, weight=lambda uid, weight=weight: weight)
+            node.averager._hooks = replace(node.averager._hooks, weight=lambda uid, weight=weight: weight)
         await average((a, b))
         for node in (a, b):
             assert np.allclose(node.host.snapshot(uid), 0.75 * learned[0] + 0.25 * learned[1], atol=1e-6)
@@ -525,7 +527,7 @@ async def test_a_replica_of_other_origin_is_refused_and_the_rest_average(tmp_pat
         await nodes[1].spawn("0", "1")
         architecture = MESH.architecture(MESH.spec.expert, 2)
         weights = weights_to_bytes(architecture.build("another seed"))
-        await nodes[2].host.adopt(uid, ("0", "1"), architecture, weights, origin=digest_of(weights))
+        await nodes[2].host.adopt(uid, ("0", "1"), architecture, weights, Descent(origin=digest_of(weights)))
         await announce_all(nodes)
         learned = [await node.learn(uid, seed=seed) for seed, node in enumerate(nodes)]
         await average(nodes)
@@ -599,7 +601,7 @@ async def test_what_a_round_may_send_goes_to_the_stalest_first(tmp_path: Path) -
         number = round_number(nodes)
         cost = 4 * nodes[0].host.get(uids[0]).num_parameters
         for node in nodes:
-            node.averager._budget = RoundBudget(1.5 * cost)
+            node.averager._budget = RoundBudget(Pacer(1.5 * cost), 1.0)
             for age, uid in enumerate(uids):
                 node.host.get(uid).round = number - 3 + age
                 await node.learn(uid, seed=age + 10 * nodes.index(node))

@@ -88,7 +88,8 @@ def test_the_settings_written_are_the_defaults(tmp_path: Path) -> None:
         for line in starter_config(name="n", join=[ADDRESS]).splitlines()
     )
     shown = tomllib.loads(uncommented)
-    shown["train"].pop("data")  # an example: there is no default
+    for section, key in (("train", "data"), ("net", "up")):
+        shown[section].pop(key)  # an example: there is no default
     defaults = NodeConfig().model_dump(by_alias=True)
     shown["node"].pop("name")
     assert shown["net"].pop("join") == [ADDRESS]

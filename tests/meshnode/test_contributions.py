@@ -41,11 +41,9 @@ from protocol.records import (
 )
 from protocol.signing import SigningKey, seal
 
-PULL_S = 5.0
-
 
 async def pull(node: MemoryNode) -> None:
-    await node.contributions.pull(node.transport, node.directory, timeout_s=PULL_S)
+    await node.contributions.pull(node.puller, node.directory)
     await node.contributions.solve()
 
 

@@ -210,7 +210,7 @@ async def test_a_mesh_of_several_forms_trains_averages_and_answers(tmp_path: Pat
             assert np.allclose(a.host.snapshot(uid), np.mean(vectors, axis=0), atol=1e-6)
             assert np.allclose(a.host.snapshot(uid), b.host.snapshot(uid), atol=1e-6)
         await announce_all((a, b, reader))
-        await reader.contributions.pull(reader.transport, reader.directory, timeout_s=5.0)
+        await reader.contributions.pull(reader.puller, reader.directory)
         await reader.contributions.solve()
         listings = reader.directory.experts()
         assert {listing.replicas[0].advert.form.kind for listing in listings.values()} == KINDS.keys()

@@ -8,8 +8,10 @@ import pytest
 from mesh_in_memory import MESH, key_of, memory_network, memory_node, mesh_blobs
 
 from meshnode.handlers import Handlers
+from meshnode.pacing import AHEAD_S, Pacer
 from meshnode.state.blobs import BlobStore
 from protocol.errors import (
+    Busy,
     Draining,
     MalformedTensor,
     MeshMismatch,
@@ -20,6 +22,7 @@ from protocol.errors import (
 )
 from protocol.framing import Announced, Frame, decode_header, encode_frame
 from protocol.identifiers import ExpertUid, MeshId, digest_of
+from protocol.limits import BLOB_CHUNK_BYTES
 from protocol.messages import (
     Ack,
     BlobGet,
@@ -109,6 +112,28 @@ async def test_a_part_of_a_blob_is_what_was_asked_for_and_no_more(tmp_path: Path
         assert reply.tensors["data"].tolist() == list(expected)
     with pytest.raises(UnknownBlob):
         await handlers(PEER, Frame(BlobGet(digest=digest_of(b"absent"), offset=0, length=1)))
+
+
+async def test_blobs_keep_to_the_pace_in_parts_that_their_callers_can_wait_for(tmp_path: Path) -> None:
+    store, slept = BlobStore(tmp_path), []
+
+    async def sleep(span_s: float) -> None:
+        slept.append(span_s)
+
+    digest = store.put(bytes(BLOB_CHUNK_BYTES))
+    pacer = Pacer(100_000, now_s=lambda: 7.0, sleep=sleep)  # its clock stands still: all that is taken stays to be sent
+    handlers = Handlers(store, key_of("a").peer_id, "a", lambda: 0.0, pacer)
+    question = Frame(BlobGet(digest=digest, offset=0, length=BLOB_CHUNK_BYTES))
+    part = await handlers(PEER, question)
+    assert part.tensors["data"].size == 100_000  # what goes in a second
+    assert slept == [pytest.approx(1.0 - AHEAD_S)]
+    await handlers(PEER, question)
+    with pytest.raises(Busy) as caught:
+        await handlers(PEER, question)
+    assert caught.value.retry_after_s == pytest.approx(2.0 - AHEAD_S)
+    with pytest.raises(UnknownBlob):
+        await handlers(PEER, Frame(BlobGet(digest=digest_of(b"absent"), offset=0, length=1)))
+    assert isinstance((await handlers(PEER, Frame(Hello(mesh_id=None)))).message, HelloReply)
 
 
 async def test_a_draining_node_takes_no_new_work_and_still_gives_what_it_has(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from experts.architectures.base import probabilities
 from experts.averaging import Averaged
 from experts.checkpoint import load_weights, weights_to_bytes
 from experts.errors import CorruptWeights
+from meshnode.hosting import Descent
 from meshnode.state.rows import Reached
 from protocol.errors import UnknownExpert
 from protocol.identifiers import ExpertUid, digest_of
@@ -223,7 +224,7 @@ async def test_a_restart_knows_the_last_round_and_the_origin_of_what_it_holds(tm
         await a.host.apply_round(own, moved(np.ones_like(mean), mean=mean), number=5)
         architecture = MESH.architecture(MESH.spec.expert, 1)
         weights = weights_to_bytes(architecture.build("another seed"))
-        await a.host.adopt(other, ("2",), architecture, weights, round_=3, origin=elsewhere)
+        await a.host.adopt(other, ("2",), architecture, weights, Descent(round=3, origin=elsewhere))
         origins = {uid: a.host.get(uid).origin for uid in (own, other)}
         assert origins == {own: digest_of(weights_to_bytes(a.host.get(own).architecture.build(own))), other: elsewhere}
     async with memory_node(network, "a", tmp_path) as a:

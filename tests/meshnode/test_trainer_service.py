@@ -49,11 +49,12 @@ async def learning(node: MemoryNode, folder: Path, settings: TrainSection) -> As
         host=node.host,
         contributions=node.contributions,
         directory=node.directory,
+        replicas=node.replicas,
         transport=node.transport,
         key=node.key,
         telemetry=Telemetry(),
     )
-    trainer = Trainer(parts, settings, folder / "trainer", device="cpu", threads=1, call_timeout_s=5.0)
+    trainer = Trainer(parts, settings, folder / "trainer", device="cpu", threads=1)
     running = asyncio.create_task(trainer.run())
     try:
         yield trainer

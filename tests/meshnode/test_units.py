@@ -6,7 +6,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from meshnode.settings.units import DURATION_PATTERN, format_duration_s, parse_bytes, parse_duration_s
+from meshnode.settings.units import (
+    DURATION_PATTERN,
+    RATE_PATTERN,
+    format_duration_s,
+    format_rate,
+    parse_bytes,
+    parse_duration_s,
+    parse_rate,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,11 +56,13 @@ def test_anything_else_is_refused_with_what_was_written(text: str) -> None:
         parse_duration_s(text)
     with pytest.raises(ValueError, match="is not a size"):
         parse_bytes(text)
+    with pytest.raises(ValueError, match="is not a rate"):
+        parse_rate(text)
 
 
 @given(st.text())
 def test_no_text_makes_another_failure_or_an_infinite_amount(text: str) -> None:
-    for parse in (parse_duration_s, parse_bytes):
+    for parse in (parse_duration_s, parse_bytes, parse_rate):
         try:
             amount = parse(text)
         except ValueError:
@@ -101,3 +111,28 @@ def test_the_pattern_takes_what_is_read_as_a_duration(text: str) -> None:
         assert not re.search(DURATION_PATTERN, text)
     else:
         assert re.search(DURATION_PATTERN, text.strip())
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("2MB/s", 2_000_000), ("500 kb/S", 500_000), ("1MiB/s", 2**20), ("64000", 64_000), (" 1.5MB /s ", 1_500_000)],
+)
+def test_rates_are_read_with_and_without_their_second(text: str, rate: int) -> None:
+    assert parse_rate(text) == rate
+
+
+@given(st.integers(0, 10**13))
+def test_a_written_rate_is_read_as_exactly_the_same(rate: int) -> None:
+    assert parse_rate(format_rate(rate)) == rate
+    assert re.search(RATE_PATTERN, format_rate(rate))
+
+
+@given(st.one_of(st.text(), st.from_regex(RATE_PATTERN)))
+@example("5 KiB /S")
+def test_the_pattern_takes_what_is_read_as_a_rate(text: str) -> None:
+    try:
+        parse_rate(text)
+    except ValueError:
+        assert not re.search(RATE_PATTERN, text)
+    else:
+        assert re.search(RATE_PATTERN, text.strip())

@@ -31,6 +31,8 @@ finally:
         "id",
         "peers ls",
         "experts ls --local",
+        "experts pull ab",
+        "experts import --help",
         "teacher sections --help",
         "infer --input {image} --explain",
         "why",
@@ -41,7 +43,7 @@ finally:
 def test_nothing_heavy_is_loaded(tmp_path: Path, line: str) -> None:
     image = tmp_path / "image.npy"
     np.save(image, np.zeros((1, 4, 4), np.uint8))
-    with serving_home(tmp_path / "home", FakeNode()) as home:
+    with serving_home(tmp_path / "home", FakeNode(pull_steps=[{"state": "hosted"}])) as home:
         ended = python(PROGRAM, "--home", home.path, *line.format(image=image).split())
     assert ended.code == 0, ended.err
     loaded = set(json.loads(ended.err.splitlines()[-1]))
