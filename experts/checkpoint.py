@@ -7,6 +7,8 @@ header, then raw tensors. It cannot carry code, which is why pickle is used nowh
 import json
 from collections.abc import Mapping
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -25,6 +27,7 @@ __all__ = [
     "tensors_from_bytes",
     "tensors_to_bytes",
     "unflatten",
+    "weights_to_array",
     "weights_to_bytes",
     "write_safetensors",
 ]
@@ -41,6 +44,33 @@ def weights_to_bytes(module: nn.Module) -> bytes:
     Raises: CorruptWeights: If a weight is not float32 or not finite: what nobody could load is not written.
     """
     return tensors_to_bytes(module.state_dict())
+
+
+def weights_to_array(module: nn.Module) -> npt.NDArray[np.uint8]:
+    """The bytes of `weights_to_bytes`, uint8 ``(N,)``, made so that other threads can run meanwhile.
+
+    The library holds the interpreter's lock for as long as it copies, twice: 60 ms for ten million parameters.
+
+    Raises: CorruptWeights: As `weights_to_bytes`.
+    """
+    tensors = module.state_dict()
+    _require_finite_float32(tensors)
+    header: dict[str, object] = {}
+    end = 0
+    for name, tensor in sorted(tensors.items()):
+        begin, end = end, end + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    data = np.empty(8 + len(text) + end, np.uint8)
+    data[:8] = np.frombuffer(len(text).to_bytes(8, "little"), np.uint8)
+    data[8 : 8 + len(text)] = np.frombuffer(text, np.uint8)
+    begin = 8 + len(text)
+    for _, tensor in sorted(tensors.items()):
+        values = tensor.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8)
+        data[begin : begin + len(values)] = values
+        begin += len(values)
+    return data
 
 
 def load_weights(module: nn.Module, data: bytes) -> None:

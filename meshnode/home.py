@@ -121,7 +121,7 @@ def default_home() -> Home:
     return Home(Path(chosen).expanduser() if chosen else platformdirs.user_data_path("modulemesh"))
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
+def write_atomically(path: Path, data: bytes | memoryview, mode: int = 0o600) -> None:
     """Make ``path`` hold ``data``, on the disk when this returns.
 
     After a kill at any point the path holds its old content (or still does not exist), or the new.
@@ -172,7 +172,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_temporary(path: Path, data: bytes, mode: int) -> Path:
+def _write_temporary(path: Path, data: bytes | memoryview, mode: int) -> Path:
     """A new file beside ``path`` that holds ``data`` durably."""
     temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}{TEMP_SUFFIX}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

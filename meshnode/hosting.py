@@ -24,7 +24,7 @@ from torch import nn
 from experts.architectures.base import Architecture, probabilities
 from experts.architectures.registry import architecture_from_config
 from experts.averaging import Averaged
-from experts.checkpoint import flat_parameters, load_flat, load_weights, weights_to_bytes
+from experts.checkpoint import flat_parameters, load_flat, load_weights, weights_to_array, weights_to_bytes
 from experts.errors import ExpertsError
 from meshnode.compute import Compute
 from meshnode.errors import Refused
@@ -370,7 +370,7 @@ class ExpertHost:
         else:
             vector = change
         load_flat(module, torch.from_numpy(vector))
-        data = weights_to_bytes(module)
+        data = weights_to_array(module).data
         return _Built(module.to(self._device), data, reference, digest, _drift(vector, reference))
 
     async def _commit(
@@ -399,7 +399,7 @@ class _Built(NamedTuple):
     """What a new generation consists of."""
 
     module: nn.Module
-    data: bytes
+    data: memoryview
     reference: np.ndarray | None
     digest: Digest | None
     drift: float

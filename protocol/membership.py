@@ -32,8 +32,8 @@ def replicas_of(uid: ExpertUid, records: Iterable[PeerRecord], *, number: int, p
     """The peers that hold a replica of the expert ``uid`` in round ``number``, sorted.
 
     These are the ones that have advertised it since before the previous round began, so that by now everybody has
-    read of them; that are not leaving; and whose lease still holds at the round's start. A peer that died shortly
-    before is among them, and found silent.
+    read of them; that have not said as long ago that they leave; and whose lease still holds at the round's start. A
+    peer that left or died shortly before is among them, and found silent: that costs less than views that differ.
 
     Args:
         uid: The expert.
@@ -46,7 +46,7 @@ def replicas_of(uid: ExpertUid, records: Iterable[PeerRecord], *, number: int, p
         sorted(
             record.peer_id
             for record in records
-            if not record.leaving
+            if not (record.leaving and record.issued_at <= known_since_s)
             and record.expires_at > start_s
             and any(advert.uid == uid and advert.since <= known_since_s for advert in record.experts)
         )

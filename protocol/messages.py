@@ -168,6 +168,8 @@ class RoundProposal(msgspec.Struct, frozen=True, tag="round_proposal"):
     round: RoundId
     members: Annotated[tuple[PeerIdField, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_ROUND_MEMBERS)]
     """Those it believes in, sorted, itself among them."""
+    whole: bool
+    """Whether these are all replicas that it knows of: then all of them can hold one mean after this round."""
     ready: bool
     """Whether it can take part."""
     dirty: bool
@@ -179,7 +181,7 @@ class RoundProposal(msgspec.Struct, frozen=True, tag="round_proposal"):
     settings: Name
     """How it averages, such as the compression: members must agree."""
     reference: DigestField | None
-    """Of the parameters that coded differences can be relative to; None for the initial ones alone."""
+    """Of the mean that its replica holds, which coded differences can be relative to; None if it is not known."""
     weight: Annotated[float, msgspec.Meta(gt=0, le=limits.MAX_COUNTER)]
     """What its parameters count for in the mean, beside the others' weights."""
 

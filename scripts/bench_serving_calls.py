@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from bench_children import Child
 from bench_node import BenchFailed
-from bench_serving_children import Child
 from bench_serving_figures import all_latencies_ms, p50, p99, paced_from
-from bench_serving_stage import Stage, address_of
+from bench_stage import Stage, address_of
 
 __all__ = ["Ways"]
 

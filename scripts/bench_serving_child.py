@@ -1,6 +1,6 @@
 """A process of the benchmark of serving: a peer, a server or a client on one event loop, as its orders want it.
 
-Started by `bench_serving_children`.
+Started by `bench_children`.
 """
 
 import asyncio
@@ -11,9 +11,9 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import bench_serving_load as load
+from bench_orders import obey_on_a_loop
 from bench_serving_heralds import Herald, look_up, open_herald
 from bench_serving_load import Call
-from bench_serving_orders import obey_on_a_loop
 from bench_serving_ours import Asking, DelayedPeer, call_ours, open_peer
 from bench_serving_rivals import Listeners, call_rival
 

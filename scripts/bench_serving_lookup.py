@@ -3,8 +3,8 @@
 from statistics import median
 from typing import Any
 
-from bench_serving_children import together
-from bench_serving_stage import Stage
+from bench_children import together
+from bench_stage import Stage
 
 __all__ = ["measure_look_ups"]
 

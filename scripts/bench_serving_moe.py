@@ -1,6 +1,6 @@
 """A process of the benchmark of serving: hivemind.moe.Server or RemoteExpert, unmodified, with the same module.
 
-Usage: bench_serving_moe.py server | client; started by `bench_serving_children`.
+Usage: bench_serving_moe.py server | client; started by `bench_children`.
 
 The server forks its DHT, its pools and its handlers, and the client blocks a thread, so neither has an event loop that
 is ours. Concurrent callers are coroutines of hivemind's own loop, as in its RemoteMixtureOfExperts: a thread each would
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_orders import obey
 from bench_serving_load import closed
 from bench_serving_modules import FEATURES, P2P_SETTINGS, features_of, local_answer, module_of
-from bench_serving_orders import obey
 from hivemind.compression import serialize_torch_tensor
 from hivemind.dht import DHT
 from hivemind.moe import ModuleBackend, Server

@@ -11,10 +11,10 @@ from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
-from bench_serving_children import Child, together
+from bench_children import Child, together
 from bench_serving_figures import Goodput, goodput_of, p99, paced_from
 from bench_serving_modules import architecture
-from bench_serving_stage import Stage, address_of
+from bench_stage import Stage, address_of
 
 __all__ = ["measure_overload"]
 

@@ -7,11 +7,11 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from bench_children import Child, together
 from bench_node import BenchFailed, Node
-from bench_serving_children import Child, together
 from bench_serving_figures import Paced, interruption_of, latencies_ms, p50, paced_from
 from bench_serving_mesh import Expert
-from bench_serving_stage import Stage, address_of, settings_of
+from bench_stage import Stage, address_of, settings_of
 
 __all__ = ["Eight", "measure_failover"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench_node import BenchFailed, Node, kind_of
 from bench_serving_figures import all_latencies_ms, p50, p99, paced_from
-from bench_serving_stage import Stage, address_of, settings_of
+from bench_stage import Stage, address_of, settings_of
 
 __all__ = ["measure_while_training"]
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
+from bench_command import Measured
 from bench_serving_figures import paired_ratio
 
 __all__ = [
-    "Measured",
     "accuracy",
     "failover",
     "fan_out",
@@ -20,13 +20,6 @@ __all__ = [
 ]
 
 Raw = Mapping[str, Any]
-
-
-class Measured(NamedTuple):
-    """The figures of one part, and of each what it was made from."""
-
-    figures: Mapping[str, float]
-    how: Mapping[str, str]
 
 
 def latency(raw: Raw) -> Measured:

@@ -53,6 +53,11 @@ def _specialization(figures: Figures) -> str:
     return f"{usage:.2f} of at least 0.20, {information:.2f} of at most {math.log(5):.2f} nats"
 
 
+def _faults(figures: Figures) -> str:
+    wrong = figures["faults_wrong_or_differing"] + figures["faults_wrong_or_differing_p2pd"]
+    return f"{wrong:.0f}; {100 * figures['faults_survivors_committed_ratio']:.0f} % of survivors committed at once"
+
+
 _SPLIT, _ROTATED, _MAMMOTH = "split-fashion-mnist", "rotated-fashion-mnist", "split-fashion-mnist-60k"
 
 _CLAIMS = (
@@ -156,6 +161,30 @@ _CLAIMS = (
         _failover,
         "at most 1 s; 99.9 %",
         "bench_serving",
+    ),
+    _Claim(
+        "one averaging of 16 experts on 4 peers, over hivemind's DecentralizedAverager",
+        lambda figures: f"{figures['round16_over_decentralized_averager']:.2f}",
+        "at most 0.10",
+        "bench_averaging",
+    ),
+    _Claim(
+        "bytes of it over those of a butterfly all-reduce",
+        lambda figures: f"{figures['bytes_over_optimum']:.3f}",
+        "at most 1.05",
+        "bench_averaging",
+    ),
+    _Claim(
+        "steps of a trainer while its node averages, over those without",
+        lambda figures: f"{figures['training_throughput_while_averaging']:.2f}",
+        "0.9",
+        "bench_averaging",
+    ),
+    _Claim(
+        "one of four members killed, hung or slowed in a round: wrong or differing replicas",
+        _faults,
+        "0",
+        "bench_averaging",
     ),
 )
 

@@ -100,6 +100,13 @@ def measured_table() -> str:
     return table(("what", "measured", "at least, or beside", "from"), claim_rows())
 
 
+def scale_words() -> str:
+    """What the simulation found, from its committed result."""
+    from simulate_words import scale_words as words  # noqa: PLC0415  # beside this file, whoever runs it
+
+    return words()
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table. Raises Undocumented if the last cell of a row, what it is for, is empty."""
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
@@ -115,6 +122,7 @@ COPIED = (
     Copied("docs/protocol.md", "limits", limits_table),
     Copied("docs/config.md", "settings", settings_tables),
     Copied("docs/metrics.md", "metrics", metrics_table),
+    Copied("docs/scale.md", "scale", scale_words),
 )
 
 

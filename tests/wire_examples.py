@@ -45,6 +45,7 @@ round_proposals = st.builds(
     member_lists,
     st.booleans(),
     st.booleans(),
+    st.booleans(),
     counters,
     digests,
     names,

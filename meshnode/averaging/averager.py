@@ -77,6 +77,8 @@ class _Group(NamedTuple):
     members: tuple[PeerId, ...]
     cycle: int
     """Rounds that what one of the replicas learned takes to come to all."""
+    is_whole: bool
+    """Whether these are all replicas."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,9 +162,10 @@ class Averager:
         config, me = self._config, self._transport.peer_id
         replicas = replicas_of(uid, self._directory.records(), number=number, period_s=config.period_s)
         if me not in replicas:
-            return _Group((), 0)
+            return _Group((), 0, is_whole=False)
         members = group_in_round(me, replicas, number, method=config.method, most=config.group)
-        return _Group(members, cycle_of(len(replicas), method=config.method, most=config.group))
+        cycle = cycle_of(len(replicas), method=config.method, most=config.group)
+        return _Group(members, cycle, is_whole=members == replicas)
 
     def _candidate(self, uid: ExpertUid, number: int, members: Sequence[PeerId]) -> Candidate:
         num_parameters = self._host.get(uid).num_parameters
@@ -172,13 +175,9 @@ class Averager:
         return Candidate(uid, number - self._host.get(uid).round, num_bytes)
 
     def _is_dirty(self, uid: ExpertUid, number: int) -> bool:
-        """Whether the replica changed enough, is still on its way to the mean of all, or has missed a round."""
-        expert = self._host.get(uid)
-        if number < self._moving_until.get(uid, 0) or expert.drift >= self._config.min_drift:
-            return True
-        listing = self._directory.experts().get(uid)
-        newest = max((replica.advert.round for replica in listing.replicas), default=0) if listing else 0
-        return self._config.method == "group" and newest > expert.round
+        """Whether the replica changed enough, or is still on its way to the mean of all."""
+        is_moving = number < self._moving_until.get(uid, 0)
+        return is_moving or self._host.get(uid).drift >= self._config.min_drift
 
     async def _average(
         self, uid: ExpertUid, number: int, group: _Group, tasks: asyncio.TaskGroup, *, is_ready: bool
@@ -198,7 +197,7 @@ class Averager:
             timeout_s = min(self._config.attempt_s, until_s - began_s)
             if timeout_s < LEAST_SHARE * self._config.attempt_s:
                 return
-            proposal = self._propose(round_id, members, is_ready=is_ready)
+            proposal = self._propose(round_id, members, is_ready=is_ready, is_whole=group.is_whole)
             result = await self._attempt(proposal, group.cycle, tasks, timeout_s=timeout_s)
             self._count(round_id, members, result)
             abandoned = result.abandoned
@@ -217,11 +216,14 @@ class Averager:
             if not is_worth_it or len(members) < 2:
                 return
 
-    def _propose(self, round_id: RoundId, members: tuple[PeerId, ...], *, is_ready: bool) -> RoundProposal:
+    def _propose(
+        self, round_id: RoundId, members: tuple[PeerId, ...], *, is_ready: bool, is_whole: bool
+    ) -> RoundProposal:
         expert = self._host.get(round_id.expert)
         return RoundProposal(
             round=round_id,
             members=members,
+            whole=is_whole,
             ready=is_ready,
             dirty=self._is_dirty(round_id.expert, round_id.number),
             base=expert.round,

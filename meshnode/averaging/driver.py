@@ -49,8 +49,11 @@ __all__ = ["AttemptResult", "RoundDriver", "Talk"]
 RESEND_S = 0.1
 """Pause before a message that did not get through is sent again."""
 
-EXCHANGE_SHARE = 0.8
-"""Share of the deadline by which the exchange has to be done; the rest is for attestations."""
+PROPOSALS_SHARE = 0.4
+"""Share of the deadline by which all have to have proposed: before parts are found missing."""
+
+EXCHANGE_SHARE = 0.7
+"""Share of the deadline by which parts have to be here; the rest is for answers and attestations."""
 
 GRACE_SHARE = 0.2
 """Answers about the outcome are awaited for this share of the deadline's time after it."""
@@ -93,7 +96,13 @@ class RoundDriver:
         self._exchanging: asyncio.Task[None] | None = None
         self._result: asyncio.Future[AttemptResult] = asyncio.get_running_loop().create_future()
         self._deadline_moved = asyncio.Event()
-        self.round = Round(me, proposal, self._began_s + timeout_s, grace_s=GRACE_SHARE * timeout_s)
+        self.round = Round(
+            me,
+            proposal,
+            self._began_s + timeout_s,
+            grace_s=GRACE_SHARE * timeout_s,
+            proposals_by_s=self._began_s + PROPOSALS_SHARE * timeout_s,
+        )
 
     async def run(
         self,

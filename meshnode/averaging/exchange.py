@@ -29,6 +29,10 @@ MAX_ROUNDS_AWAITED = 512
 GATHER_S = 0.001
 """How long parts wait for those of other experts; the members' proposals come together, and so do their parts."""
 
+ANSWERS_RATIO = 1.2
+"""Answers are awaited for so many times as long as parts: a reducer that lacks a part can tell whose, and who only has
+no answer cannot."""
+
 INLINE_PARAMETERS = 2**15
 """Arithmetic on fewer takes less time than handing it to a thread."""
 
@@ -78,6 +82,8 @@ class _Reduction:
     @property
     def awaited(self) -> frozenset[PeerId]:
         """The members whose part is not here."""
+        if self.complete.is_set():  # and the parts may be gone by now
+            return frozenset()
         here = {self.me, *self.parts}
         return frozenset(peer for index, peer in enumerate(self.members) if index not in here)
 
@@ -115,7 +121,8 @@ class Exchanges:
             members: In the order that all of them agree on, this node among them.
             vector: The replica's parameters, float32 ``(P,)``.
             reference: Parameters that all members hold alike, float32 ``(P,)``; None without compression.
-            timeout_s: After this many seconds it is given up.
+            timeout_s: After this many seconds it is given up if parts are missing here, and a little later if answers
+                are.
         """
         peers = tuple(member.peer_id for member in members)
         me = peers.index(self._transport.peer_id)
@@ -127,10 +134,10 @@ class Exchanges:
             for index, peer in enumerate(peers)
             if index != me
         }
-        own = asyncio.create_task(_reduce(reduction, len(vector)), name="round reduction")
+        own = asyncio.create_task(_reduce(reduction, len(vector), timeout_s=timeout_s), name="round reduction")
         self._awaited(round_id).set_result(reduction)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(ANSWERS_RATIO * timeout_s):
                 await _all_or_first_failure([own, *calls.values()])
             means = [own.result() if peer not in calls else calls[peer].result() for peer in peers]
             return Exchanged(averaged=await _beside(len(vector), share.conclude, means))
@@ -194,8 +201,9 @@ class Exchanges:
         _fail(reduction.mean, "the round was given up here")
 
 
-async def _reduce(reduction: _Reduction, num_parameters: int) -> Payload:
-    await reduction.complete.wait()
+async def _reduce(reduction: _Reduction, num_parameters: int, *, timeout_s: float) -> Payload:
+    async with asyncio.timeout(timeout_s):
+        await reduction.complete.wait()
     mean: Payload = await _beside(num_parameters, reduction.share.reduce, reduction.parts)
     reduction.parts.clear()
     reduction.mean.set_result(mean)

@@ -33,7 +33,7 @@ class BlobStore:
         self._changing = threading.Lock()
         self._recent: set[Digest] = set()
 
-    def put(self, data: bytes) -> Digest:
+    def put(self, data: bytes | memoryview) -> Digest:
         """Store ``data`` and return its digest; when this returns, the bytes are on the disk.
 
         A stored copy that has become corrupt is replaced.

@@ -45,6 +45,8 @@ class State:
         self._home = home
         self._changing = threading.Lock()
         self._superseded: set[Digest] = set()
+        self._held: dict[ExpertUid, Digest] = {}
+        """Weights that were last loaded or committed, by expert: what the next are made from, read no second time."""
         self.blobs = BlobStore(home.blobs)
         self.ledger = Ledger(home.ledger)
 
@@ -105,7 +107,7 @@ class State:
     def commit_generation(
         self,
         uid: ExpertUid,
-        weights: bytes,
+        weights: bytes | memoryview,
         *,
         cause: str,
         reached: Reached | None = None,
@@ -128,18 +130,21 @@ class State:
         with self._changing:
             if all(expert.uid != uid for expert in self.ledger.experts()):
                 raise UnknownExpert(uid)
-            parent = self.current(uid)
-            return self.ledger.add_generation(
+            if uid not in self._held:
+                self.current(uid)
+            generation = self.ledger.add_generation(
                 Generation(
                     uid=uid,
                     digest=self.blobs.put(weights),
                     cause=cause,
-                    parent=parent.digest if parent else None,
+                    parent=self._held.get(uid),
                     created_at=time.time() if now_s is None else now_s,
                     reached=reached,
                     round=round_,
                 )
             )
+            self._held[uid] = generation.digest
+            return generation
 
     def current(self, uid: ExpertUid) -> Generation | None:
         """The expert's newest generation whose weights are whole on the disk; each one passed over is logged.
@@ -148,6 +153,7 @@ class State:
         """
         for generation in self.ledger.generations(uid):
             if self.blobs.is_whole(generation.digest):
+                self._held[uid] = generation.digest
                 return generation
             log.warning(
                 "an expert's weights are lost or corrupt, falling back to an older generation",

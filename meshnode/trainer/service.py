@@ -184,7 +184,8 @@ class Trainer:
     async def add_delta(self, uid: ExpertUid, delta: np.ndarray) -> None:
         """Pass a committed round's delta to the expert's training run, if one is under way."""
         if self._process is not None and uid in self._training:
-            await self._process.send(AddDelta(run=self._run, uid=uid, delta=delta.tobytes()))
+            data = await asyncio.to_thread(delta.tobytes)
+            await self._process.send(AddDelta(run=self._run, uid=uid, delta=data))
 
     async def _serve(self, process: TrainerProcess) -> None:
         spec, settings = self._parts.mesh.spec, self._settings

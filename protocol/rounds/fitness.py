@@ -1,13 +1,25 @@
 """Who can average together: what follows from the members' proposals, the same at whoever has heard them all."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import reduce
 
 from protocol.messages import RoundProposal
 from protocol.rounds.actions import AbandonReason
 from protocol.wiretypes import PeerId
 
-__all__ = ["unfit_members"]
+__all__ = ["are_one", "unfit_members"]
+
+
+def are_one(proposals: Collection[RoundProposal]) -> bool:
+    """Whether an exchange would change nothing: no replica did, and all hold one mean as far as can be told.
+
+    Replicas that mix along a grid hold means of different members until they have mixed along all axes; only where
+    all of them are here do different means say that some have missed a round, or have been apart.
+    """
+    if any(proposal.dirty for proposal in proposals):
+        return False
+    means = {proposal.reference for proposal in proposals}
+    return (len(means) == 1 and None not in means) or not all(proposal.whole for proposal in proposals)
 
 
 def unfit_members(

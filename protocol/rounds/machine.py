@@ -26,7 +26,7 @@ from protocol.rounds.events import (
     PeerEvent,
     ProposalReceived,
 )
-from protocol.rounds.fitness import unfit_members
+from protocol.rounds.fitness import are_one, unfit_members
 from protocol.wiretypes import PeerId
 
 __all__ = ["Phase", "Round"]
@@ -51,11 +51,19 @@ class Round:
     Attributes:
         proposal: What this member sees: which round, who takes part, and what it brings.
         phase: Where it stands.
-        deadline_s: When to deliver `DeadlinePassed`, by the clock that ``now_s`` is of. It moves when the
-            others are asked for the outcome; a delivery before it has no effect.
+        deadline_s: When to deliver `DeadlinePassed`, by the clock that ``now_s`` is of. It moves when all have
+            proposed, and when the others are asked for the outcome; a delivery before it has no effect.
     """
 
-    def __init__(self, me: PeerId, proposal: RoundProposal, deadline_s: float, grace_s: float) -> None:
+    def __init__(
+        self,
+        me: PeerId,
+        proposal: RoundProposal,
+        deadline_s: float,
+        grace_s: float,
+        *,
+        proposals_by_s: float | None = None,
+    ) -> None:
         """Prepares the round; `start` begins it.
 
         Args:
@@ -63,11 +71,14 @@ class Round:
             proposal: What it sees; ``me`` is among the members.
             deadline_s: The moment until which the others are awaited.
             grace_s: How much longer, in seconds, answers about the outcome are awaited.
+            proposals_by_s: The moment until which proposals are awaited, before ``deadline_s``: who lacks one must say
+                so before those that have all of them take its silence for a fault of its own. None: as long.
         """
         assert me in proposal.members
         self.proposal = proposal
         self.phase = Phase.PROPOSING
-        self.deadline_s = deadline_s
+        self.deadline_s = deadline_s if proposals_by_s is None else proposals_by_s
+        self._exchanged_by_s = deadline_s
         self._grace_s = grace_s
         self._me = me
         self._others = frozenset(proposal.members) - {me}
@@ -147,13 +158,16 @@ class Round:
         reason, unfit = unfit_members(self._me, self._proposals, rounds_behind=MAX_ROUNDS_BEHIND)
         if reason is not None:
             return self._abandon(reason, unfit)
-        if not self._others or not any(proposal.dirty for proposal in self._proposals.values()):
+        if not self._others or are_one(self._proposals.values()):
             return self._abandon(AbandonReason.NOTHING_TO_DO)
-        self.phase = Phase.EXCHANGING
+        self.phase, self.deadline_s = Phase.EXCHANGING, self._exchanged_by_s
         return [Exchange(tuple(self._proposals[member] for member in self.proposal.members))]
 
     def _on_exchange(self, exchange: ExchangeFinished) -> list[Action]:
         if self.phase is not Phase.EXCHANGING:
+            return []
+        if not exchange.full and not exchange.missing:
+            # Somebody else has given up, or nobody can be told to be at fault from here: who can tell will attest it.
             return []
         if not exchange.full:
             attestation = SendAttestation(full=False, missing=exchange.missing)
@@ -165,7 +179,8 @@ class Round:
         if not attestation.full:
             # Whoever has not attested is not needed to abandon; it hears of this the same way.
             missing = attestation.missing & frozenset(self.proposal.members)
-            return self._abandon(AbandonReason.INCOMPLETE, missing)
+            was_early = self.phase is Phase.PROPOSING  # so it is a proposal that somebody lacks
+            return self._abandon(AbandonReason.PARTNER_SILENT if was_early else AbandonReason.INCOMPLETE, missing)
         self._attested.add(attestation.peer)
         return self._commit_if_unanimous()
 
@@ -223,7 +238,9 @@ class Round:
             return self._abandon(AbandonReason.NOT_READY)
         heard = {self._me: self.proposal} | self._proposals
         _, unfit = unfit_members(self._me, heard, rounds_behind=MAX_ROUNDS_BEHIND)
-        return self._abandon(AbandonReason.PARTNER_SILENT, silent | unfit)
+        # Some may have heard what this one has not, and wait for its part.
+        attestation = SendAttestation(full=False, missing=silent | unfit)
+        return [attestation, *self._abandon(AbandonReason.PARTNER_SILENT, silent | unfit)]
 
     def _commit(self) -> list[Action]:
         self.phase = Phase.COMMITTED

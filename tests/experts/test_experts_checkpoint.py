@@ -20,6 +20,7 @@ from experts.checkpoint import (
     tensors_from_bytes,
     tensors_to_bytes,
     unflatten,
+    weights_to_array,
     weights_to_bytes,
 )
 from experts.errors import CorruptWeights, ShapeMismatch
@@ -152,3 +153,25 @@ def test_a_flat_vector_is_a_copy() -> None:
 def test_a_flat_vector_of_another_length_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeMismatch):
         load_flat(ARCHITECTURE.build("x"), torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        ARCHITECTURE.build("an expert"),
+        nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(7, 1, bias=False)),
+        nn.Linear(0, 4),
+        nn.Sequential(),
+    ],
+    ids=["mlp", "convolution", "an empty tensor", "nothing"],
+)
+def test_weights_as_an_array_are_the_librarys_bytes(module: nn.Module) -> None:
+    assert weights_to_array(module).tobytes() == weights_to_bytes(module)
+
+
+def test_weights_that_are_not_finite_become_no_array_either() -> None:
+    module = ARCHITECTURE.build("an expert")
+    with torch.no_grad():
+        next(module.parameters()).fill_(float("nan"))
+    with pytest.raises(CorruptWeights):
+        weights_to_array(module)

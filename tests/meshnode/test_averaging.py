@@ -74,6 +74,7 @@ def proposal_of(node: MemoryNode, round_id: RoundId, members: Sequence[PeerId], 
     return RoundProposal(
         round=round_id,
         members=tuple(sorted(members)),
+        whole=True,
         ready=ready,
         dirty=True,
         base=expert.round,
@@ -611,3 +612,29 @@ async def test_what_a_round_may_send_goes_to_the_stalest_first(tmp_path: Path) -
         assert list(nodes[0].averager.last_committed) == uids[:3] or list(nodes[0].averager.last_committed) == uids[:2]
         await average(nodes, number=number + 2)
         assert set(nodes[0].averager.last_committed) == set(uids)
+
+
+async def test_halves_that_averaged_apart_become_one_again_though_nobody_learns_any_more(tmp_path: Path) -> None:
+    async with group(tmp_path, "abcd", SHORT) as (uid, nodes):
+        learned = [await node.learn(uid, seed=seed) for seed, node in enumerate(nodes)]
+        halves = [frozenset(node.peer_id for node in half) for half in (nodes[:2], nodes[2:])]
+        nodes[0].network.partition(*halves)
+        await next_rounds(nodes, 1)
+        assert not np.allclose(nodes[0].host.snapshot(uid), nodes[3].host.snapshot(uid), atol=1e-3)
+        nodes[0].network.partition()
+        await next_rounds(nodes, 1)
+        for node in nodes:
+            assert np.allclose(node.host.snapshot(uid), mean_of(learned), atol=1e-6)
+
+
+async def test_rounds_end_with_training_even_if_a_replica_is_alone_on_an_axis(tmp_path: Path) -> None:
+    config = AveragerConfig(period_s=PERIOD_S, timeout_s=20.0, group=2)
+    async with group(tmp_path, "abc", config) as (uid, nodes):
+        for seed, node in enumerate(nodes):
+            await node.learn(uid, seed=seed)
+        await next_rounds(nodes, 30)
+        held = [node.host.snapshot(uid) for node in nodes]
+        assert np.allclose(held, held[0], atol=1e-3)
+        committed = [node.averager.results["committed"] for node in nodes]
+        await next_rounds(nodes, 4)
+        assert [node.averager.results["committed"] for node in nodes] == committed

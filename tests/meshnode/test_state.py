@@ -134,6 +134,7 @@ def test_a_lost_blob_counts_as_corrupt_and_losing_all_leaves_none(state: State, 
 def test_after_a_fall_back_numbers_go_on_and_the_parent_is_what_was_loaded(state: State, home: Home) -> None:
     digests = [commit(state, weights) for weights in (b"one", b"two")]
     spoil(home, digests[1])
+    assert state.current(UID) is not None
     third = state.commit_generation(UID, b"three", cause="trained", now_s=1000.0)
     assert third.number == 3  # 2 has been advertised with other weights
     assert third.parent == digests[0]

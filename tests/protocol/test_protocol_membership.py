@@ -35,7 +35,7 @@ def test_the_number_changes_at_the_start_of_a_period():
     "left_out",
     [
         record("x", uid=OTHER_UID),
-        record("x", leaving=True),
+        record("x", issued_at=90.0, leaving=True),
         record("x", expires_at=100.0),
         record("x", expires_at=99.0),
         record("x", since=90.5),
@@ -46,6 +46,10 @@ def test_a_peer_that_cannot_be_counted_on_is_not_in_the_group(left_out):
     a, b = record("a"), record("b")
     group = replicas_of(UID, [a, left_out, b], number=10, period_s=10.0)
     assert group == tuple(sorted([a.peer_id, b.peer_id]))
+
+
+def test_a_peer_that_has_only_just_said_that_it_leaves_still_counts():
+    assert len(replicas_of(UID, [record("a", issued_at=90.5, leaving=True)], number=10, period_s=10.0)) == 1
 
 
 def test_a_lease_refreshed_after_the_start_keeps_the_peer_in_the_group():

@@ -32,16 +32,19 @@ DEADLINE_S = 30.0
 GRACE_S = 2.0
 
 
-def view(*, members=(ME, B, C), ready=True, dirty=True, base=60, origin=b"initial", settings="none") -> RoundProposal:
+def view(
+    *, members=(ME, B, C), whole=True, ready=True, dirty=True, mean=b"mean", base=60, origin=b"initial", settings="none"
+) -> RoundProposal:
     return RoundProposal(
         round=ROUND,
         members=tuple(sorted(members)),
+        whole=whole,
         ready=ready,
         dirty=dirty,
         base=base,
         origin=digest_of(origin),
         settings=settings,
-        reference=None,
+        reference=None if mean is None else digest_of(mean),
         weight=1.0,
     )
 
@@ -141,6 +144,14 @@ def test_one_member_that_trained_is_enough():
     assert isinstance(action, Exchange)
 
 
+@pytest.mark.parametrize("mean", [b"another mean", None])
+def test_all_replicas_go_on_while_they_hold_different_means_and_parts_of_them_need_not(mean):
+    (action,) = feed(started(dirty=False), proposal(B, dirty=False), proposal(C, dirty=False, mean=mean))
+    assert isinstance(action, Exchange)
+    of_a_grid = [proposal(B, dirty=False, whole=False), proposal(C, dirty=False, whole=False, mean=mean)]
+    assert feed(started(dirty=False, whole=False), *of_a_grid) == [Abandon(AbandonReason.NOTHING_TO_DO)]
+
+
 def test_a_member_that_is_not_ready_says_so_before_it_abandons():
     round_ = Round(ME, view(ready=False), DEADLINE_S, GRACE_S)
     assert round_.start(0.0) == [SendProposal(), Abandon(AbandonReason.NOT_READY, frozenset({ME}))]
@@ -153,7 +164,10 @@ def test_alone_there_is_nothing_to_average():
 def test_a_silent_partner_is_named_when_proposals_are_due():
     round_ = started()
     assert feed(round_, proposal(B)) == []
-    assert feed(round_, DeadlinePassed(), now_s=30.0) == [Abandon(AbandonReason.PARTNER_SILENT, frozenset({C}))]
+    assert feed(round_, DeadlinePassed(), now_s=30.0) == [
+        SendAttestation(full=False, missing=frozenset({C})),
+        Abandon(AbandonReason.PARTNER_SILENT, frozenset({C})),
+    ]
 
 
 def test_a_start_after_the_deadline_takes_no_part():
@@ -181,7 +195,27 @@ def test_an_incomplete_exchange_is_attested_with_whom_it_lacks_and_made_again_wi
 @pytest.mark.parametrize("stage", [started, reducing, attesting, asking])
 def test_one_incomplete_exchange_elsewhere_ends_the_round_at_any_stage(stage):
     missing = frozenset({C, STRANGER})
-    assert feed(stage(), AttestationReceived(B, False, missing)) == [Abandon(AbandonReason.INCOMPLETE, frozenset({C}))]
+    reason = AbandonReason.PARTNER_SILENT if stage is started else AbandonReason.INCOMPLETE
+    assert feed(stage(), AttestationReceived(B, False, missing)) == [Abandon(reason, frozenset({C}))]
+
+
+def test_a_proposal_is_awaited_for_less_long_than_parts_are():
+    lacking, reducing_ = (Round(ME, view(), DEADLINE_S, GRACE_S, proposals_by_s=10.0) for _ in range(2))
+    lacking.start(0.0)
+    feed(lacking, proposal(B))
+    assert feed(lacking, DeadlinePassed(), now_s=10.0)[0] == SendAttestation(full=False, missing=frozenset({C}))
+    reducing_.start(0.0)
+    feed(reducing_, proposal(B), proposal(C))
+    assert feed(reducing_, DeadlinePassed(), now_s=29.0) == []
+    assert feed(reducing_, DeadlinePassed(), now_s=30.0) == [Abandon(AbandonReason.INCOMPLETE)]
+
+
+def test_who_cannot_tell_through_whom_an_exchange_failed_waits_for_the_word_of_one_that_can():
+    round_ = reducing()
+    assert feed(round_, ExchangeFinished(full=False)) == []
+    assert feed(round_, AttestationReceived(B, False, frozenset({C}))) == [
+        Abandon(AbandonReason.INCOMPLETE, frozenset({C}))
+    ]
 
 
 def test_one_that_committed_is_followed():

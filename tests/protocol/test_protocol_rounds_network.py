@@ -71,6 +71,7 @@ class Network:
         return RoundProposal(
             round=ROUND,
             members=tuple(sorted(self.members)),
+            whole=True,
             ready=True,
             dirty=True,
             base=0,

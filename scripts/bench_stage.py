@@ -1,73 +1,28 @@
-"""What the parts of the benchmark share: how much to measure, the mesh, the children, and daemons that last."""
+"""What the parts of a benchmark share: how much to measure, the mesh, the children, and daemons that last."""
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, TypeVar
 
+from bench_children import Child, Children
 from bench_document import say
 from bench_node import Node
-from bench_serving_children import Child, Children
 from bench_serving_mesh import Expert, Ground, settings_toml
 
-__all__ = ["FULL", "QUICK", "Effort", "Stage", "address_of", "settings_of"]
+__all__ = ["SERVED", "Stage", "address_of", "settings_of"]
 
+E = TypeVar("E")
+"""How much of each thing a benchmark measures."""
 
-class Effort(NamedTuple):
-    """How much of each thing is measured."""
-
-    rounds: int
-    """Of latencies and throughput, rivals in turn."""
-    calls: int
-    """Of 1 KB, by one caller, in a round; of larger messages fewer."""
-    throughput_s: float
-    p99_runs: int
-    p99_requests: int
-    """Of each run and rival; a 99th percentile of 5,000 stands on the slowest 50."""
-    sweep: tuple[float, ...]
-    """Offered rates, in shares of what callers that wait get."""
-    overload_runs: int
-    overload_s: float
-    kills: int
-    questions: int
-    """Routed ones, fanned out and one after another."""
-    look_ups: int
-
-
-FULL = Effort(
-    rounds=7,
-    calls=500,
-    throughput_s=3.0,
-    p99_runs=5,
-    p99_requests=5000,
-    sweep=(0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 4.0),
-    overload_runs=5,
-    overload_s=8.0,
-    kills=5,
-    questions=15,
-    look_ups=7,
-)
-QUICK = Effort(
-    rounds=3,
-    calls=150,
-    throughput_s=1.0,
-    p99_runs=3,
-    p99_requests=800,
-    sweep=(0.8, 1.0, 1.2),
-    overload_runs=2,
-    overload_s=3.0,
-    kills=1,
-    questions=5,
-    look_ups=3,
-)
 
 SERVED = {"train": {"enabled": False}, "average": {"enabled": False}, "compute": {"device": "cpu", "threads": 1}}
 """Settings of a daemon that only serves."""
 
 
-class Stage:
+class Stage(Generic[E]):
     """Everything that lives as long as the run.
 
     Args:
@@ -76,7 +31,7 @@ class Stage:
         seed: Of everything drawn.
     """
 
-    def __init__(self, folder: Path, effort: Effort, seed: int) -> None:
+    def __init__(self, folder: Path, effort: E, seed: int) -> None:
         self.folder = folder
         self.effort = effort
         self.seed = seed
@@ -84,7 +39,7 @@ class Stage:
         self._resources = ExitStack()
         self.children = self._resources.enter_context(Children(folder))
 
-    def __enter__(self) -> "Stage":
+    def __enter__(self) -> "Stage[E]":
         return self
 
     def __exit__(self, *_: object) -> None:

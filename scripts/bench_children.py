@@ -1,4 +1,4 @@
-"""The processes that a benchmark of serving is made of: started, told what to do over their pipes, and ended.
+"""The processes that a benchmark is made of: started, told what to do over their pipes, and ended.
 
 Every child carries the mark of `bench_node` in its environment, so that whatever it has started can be found and ended
 even where it dies itself; and it ends by itself when its pipe does.
@@ -25,6 +25,9 @@ ROLES: Mapping[str, Sequence[str]] = {
     "loop": ("bench_serving_child.py",),
     "moe-server": ("bench_serving_moe.py", "server"),
     "moe-client": ("bench_serving_moe.py", "client"),
+    "averagers": ("bench_averaging_rivals.py",),
+    "averaging-peer": ("bench_averaging_child.py",),
+    "faults": ("bench_averaging_faults.py",),
 }
 """Script and arguments of each kind of child."""
 
@@ -198,9 +201,9 @@ class Children:
             child.wait_ended(max(0.1, until_s - time.monotonic()))
 
 
-def together(orders: Iterable[tuple[Child, str, Mapping[str, Any]]]) -> list[Any]:
-    """Orders to several children at the same time; their outcomes in the same order."""
+def together(orders: Iterable[tuple[Child, str, Mapping[str, Any]]], within_s: float = ANSWER_S) -> list[Any]:
+    """Orders to several children at the same time; their outcomes in the same order, each awaited for so long."""
     given = list(orders)
     for child, command, arguments in given:
         child.send(command, **arguments)
-    return [child.answer() for child, _, _ in given]
+    return [child.answer(within_s) for child, _, _ in given]
