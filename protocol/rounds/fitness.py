@@ -37,7 +37,9 @@ def unfit_members(
         rounds_behind: How many rounds a replica may have missed.
     """
     mine = proposals[me]
-    newest = max(proposal.base for proposal in proposals.values())
+    # Who claims to hold a round that is still to come must not make all others stale.
+    bases = {peer: proposal.base for peer, proposal in proposals.items() if proposal.base < mine.round.number}
+    oldest = max(bases.values(), default=0) - rounds_behind
     views = {peer: set(proposal.members) for peer, proposal in proposals.items() if me in proposal.members}
     shared = reduce(set.intersection, views.values())
     strangers = {peer for peer in proposals if peer not in views}
@@ -50,7 +52,7 @@ def unfit_members(
         AbandonReason.DIFFERING_ORIGINS: {
             peer for peer, proposal in proposals.items() if proposal.origin != mine.origin
         },
-        AbandonReason.STALE: {peer for peer, proposal in proposals.items() if proposal.base < newest - rounds_behind},
+        AbandonReason.STALE: {peer for peer in proposals if peer not in bases or bases[peer] < oldest},
     }
     reason = next((reason for reason, peers in unfit.items() if peers), None)
     if reason is None and any(proposal.members != mine.members for proposal in proposals.values()):

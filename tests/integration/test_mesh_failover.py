@@ -84,11 +84,12 @@ async def test_a_replica_that_hangs_costs_a_share_of_the_deadline_and_no_answer(
             try:
                 before = len(queries.answered)
                 await asyncio.sleep(4.0)
+                until = len(queries.answered)  # one that was asked again meanwhile may answer as soon as it can
             finally:
                 for process in hung:
                     process.resume()
                 queries.stop()
-    while_it_hung = queries.answered[before:]
+    while_it_hung = queries.answered[before:until]
     assert {name for name, _ in queries.answered[:before]} == {"ann", "ben"}, "both were asked while both answered"
     assert len(while_it_hung) > 10
     assert {name for name, _ in while_it_hung[1:]} == {"ann"}

@@ -109,6 +109,8 @@ def test_events_that_come_early_count_later():
         ([proposal(B), proposal(C, origin=b"other")], AbandonReason.DIFFERING_ORIGINS, {C}),
         ([proposal(B), proposal(C, base=59 - MAX_ROUNDS_BEHIND)], AbandonReason.STALE, {C}),
         ([proposal(B), proposal(C, base=61 + MAX_ROUNDS_BEHIND)], AbandonReason.STALE, {ME, B}),
+        ([proposal(B), proposal(C, base=70)], AbandonReason.STALE, {C}),  # that of this very round
+        ([proposal(B), proposal(C, base=2**53 - 1)], AbandonReason.STALE, {C}),
         ([proposal(B, ready=False), proposal(C, origin=b"other")], AbandonReason.NOT_READY, {B, C}),
         ([proposal(B, dirty=False), proposal(C, dirty=False)], AbandonReason.NOTHING_TO_DO, set()),
     ],
