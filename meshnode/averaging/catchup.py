@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from experts.averaging import Averaged
+from experts.errors import ExpertsError
 from meshnode.blobs import BlobPuller
 from meshnode.directory import Directory, Replica
 from meshnode.hosting import ExpertHost
@@ -37,7 +38,7 @@ async def catch_up(uid: ExpertUid, directory: Directory, host: ExpertHost, pulle
     holders = [replica.peer_id for replica in listing.replicas if replica.advert.weights == newest.advert.weights]
     try:
         mean = await host.vector_of(uid, await puller.pull(newest.advert.weights, holders))
-    except ModuleMeshError as failure:
+    except (ModuleMeshError, ExpertsError, OSError) as failure:  # nobody's weights may end this node's rounds
         log.info("the newest replica cannot be pulled", expert=uid, reason=str(failure))
         return False
     own = await host.snapshot_beside(uid)
