@@ -1,151 +1,40 @@
 """Learning a small task of real digits, in this process: what is reported, in which order, and what it is worth."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-import torch
 from mesh_in_memory import MESH, PIXELS, digits, tiny_trunk
+from trainer_lessons import (
+    CHECKPOINT_STEPS,
+    LATER,
+    START,
+    STEPS,
+    TASK,
+    Killed,
+    Lesson,
+    accuracy,
+    architecture,
+    job,
+)
 
-from experts.architectures.mlp import MlpArchitecture
 from experts.architectures.registry import architecture_from_config
-from experts.checkpoint import flat_parameters, load_flat, weights_to_bytes
+from experts.checkpoint import flat_parameters
 from experts.data.dataset import ImageDataset
-from experts.distillation import DistillationConfig
 from experts.errors import ExpertsError
-from experts.generators import torch_generator
 from experts.router.statistics import ClassStatistics
-from experts.teachers.cnn import CnnTeacher, TeacherConfig, train_teacher
+from experts.teachers.cnn import CnnTeacher
 from experts.trunk.base import features_of
 from experts.trunk.images import prepare_images
-from meshnode.trainer.interrupted import InterruptedRuns
-from meshnode.trainer.learning import Learner, LearnerConfig
-from meshnode.trainer.memory import ReplayMemory
 from meshnode.trainer.messages import (
     Checkpoint,
     ExpertJob,
     FromTrainer,
-    Learn,
     Learned,
     Progress,
     Statistics,
-    TeacherChoice,
 )
-from meshnode.trainer.teaching import Faculty, FacultyConfig
-
-TASK = digits("0", "1").select(range(100))
-LATER = digits("0", "1").select(range(100, 160))
-STEPS, CHECKPOINT_STEPS = 250, 100
-
-
-def architecture(num_classes: int) -> MlpArchitecture:
-    return MlpArchitecture(feature_dim=MESH.spec.feature_dim, hidden=4, num_classes=num_classes)
-
-
-START = flat_parameters(architecture(2).build("e")).numpy()
-"""What the expert "e" begins with."""
-
-
-class Killed(Exception):
-    """Not one that anybody catches."""
-
-
-def job(uid: str, *classes: str, updating: bool = False, reached: Checkpoint | None = None) -> ExpertJob:
-    module = architecture(len(classes)).build(uid)
-    if reached is not None:
-        load_flat(module, torch.from_numpy(np.frombuffer(reached.vector, np.float32).copy()))
-    return ExpertJob(
-        uid=uid,
-        classes=classes,
-        architecture=architecture(len(classes)).to_config(),
-        weights=weights_to_bytes(module),
-        updating=updating,
-        run=reached.run if reached else None,
-        steps=reached.steps if reached else 0,
-    )
-
-
-def no_deltas(uid: str) -> list[np.ndarray]:
-    return []
-
-
-@dataclass
-class Lesson:
-    """A learner in a folder, and what it said."""
-
-    folder: Path
-    gamma: float = 1.0
-    lr: float = 0.05
-    steps: int = STEPS
-    own: bool = True
-    alpha: float = 0.5
-    named: tuple[TeacherChoice, ...] = ()
-    checkpoint_s: float = 0.0
-    killed_at: int | None = None
-    """Steps of the checkpoint at which everything ends, just after it was sent."""
-    said: list[FromTrainer] = field(default_factory=list)
-
-    def learn(
-        self,
-        task: ImageDataset,
-        jobs: Sequence[ExpertJob],
-        *,
-        name: str = "task",
-        deltas: Callable[[str], list[np.ndarray]] = no_deltas,
-    ) -> list[FromTrainer]:
-        config = LearnerConfig(
-            distillation=DistillationConfig(steps=self.steps, gamma=self.gamma, lr=self.lr, alpha=self.alpha),
-            checkpoint_steps=CHECKPOINT_STEPS,
-            checkpoint_s=self.checkpoint_s,
-            fingerprint=MESH.fingerprint,
-            seed=1,
-        )
-        self.said = []
-        faculty, runs = self.faculty(), InterruptedRuns(self.folder / "runs")
-        assert faculty.load() == {}
-        learner = Learner(tiny_trunk(), self.memory(), faculty, runs, config, self._hear)
-        learner.learn(Learn(run=1, task=name, experts=tuple(jobs)), task, name, deltas)
-        return self.said
-
-    def _hear(self, message: FromTrainer) -> None:
-        self.said.append(message)
-        if self.killed_at is not None and isinstance(message, Checkpoint) and message.steps == self.killed_at:
-            raise Killed
-
-    def faculty(self) -> Faculty:
-        return Faculty(
-            self.folder,
-            FacultyConfig(
-                own=TeacherConfig(epochs=3) if self.own else None,
-                named=self.named,
-                channels=1,
-                pixels=PIXELS,
-                device=torch.device("cpu"),
-                cache_bytes=2**20,
-                seed=1,
-            ),
-        )
-
-    def memory(self) -> ReplayMemory:
-        return ReplayMemory(self.folder / "replay.msgpack", capacity=80, seed=1)
-
-    def last(self, uid: str) -> np.ndarray:
-        """The vector of the last checkpoint."""
-        return np.frombuffer(self.reached(uid).vector, np.float32)
-
-    def reached(self, uid: str) -> Checkpoint:
-        """The last checkpoint."""
-        return [said for said in self.said if isinstance(said, Checkpoint) and said.uid == uid][-1]
-
-
-def accuracy(vector: np.ndarray, classes: Sequence[str], data: ImageDataset) -> float:
-    module = architecture(len(classes)).build("x")
-    load_flat(module, torch.from_numpy(vector.copy()))
-    columns = module(features_of(tiny_trunk(), data.images)).argmax(dim=1).tolist()
-    return float(np.mean([classes[column] == label for column, label in zip(columns, data.labels, strict=True)]))
 
 
 def test_a_task_is_reported_from_its_statistics_to_the_end_in_order(tmp_path: Path) -> None:
@@ -431,107 +320,3 @@ def test_what_an_updated_expert_must_not_forget_is_what_it_was_before_the_interr
             lesson.learn(drifted, [job("e", "0", "1", updating=True, reached=old)], name="second")
         vectors[name] = lesson.last("e")
     assert np.array_equal(vectors["whole"], vectors["killed"])
-
-
-def test_a_task_learned_again_trains_no_teacher_and_asks_none_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lesson = Lesson(tmp_path, killed_at=100)
-    with pytest.raises(Killed):
-        lesson.learn(TASK, [job("e", "0", "1")])
-    first = lesson.said[0]
-    monkeypatch.setattr(CnnTeacher, "logits", lambda *_: pytest.fail("a teacher was asked"))
-    lesson.killed_at = None
-    said = lesson.learn(TASK, [job("e", "0", "1", reached=lesson.reached("e"))])
-    assert said[0] == first
-    assert not [m for m in said if isinstance(m, Progress) and m.stage == "teacher"]
-    learned = said[-1]
-    assert isinstance(learned, Learned)
-    assert learned.teacher_accuracy is not None
-    assert learned.teacher_accuracy > 0.9
-
-
-def test_a_teacher_that_is_damaged_or_of_another_task_is_trained_again(tmp_path: Path) -> None:
-    lesson = Lesson(tmp_path)
-    for index, (task, damage) in enumerate(((TASK, False), (TASK, True), (LATER, False))):
-        if damage:
-            path = tmp_path / "teachers" / "task.safetensors"
-            path.write_bytes(path.read_bytes()[:-4] + b"abcd")
-        config = lesson.faculty()
-        reports = []
-        config.teach("task", task, f"digest of {len(task)}", reports.append)
-        assert len(reports) == 3, index
-
-
-MISLABELLED = ImageDataset(TASK.images, tuple({"0": "1", "1": "0"}[label] for label in TASK.labels))
-
-
-def outside_teacher(path: Path, *classes: str) -> str:
-    """A teacher file of these digits, as another node or program may have trained it; its name."""
-    known = digits(*classes)
-    images = prepare_images(known.images, 1, PIXELS)
-    teacher = train_teacher(images, known.labels, TeacherConfig(epochs=4), torch_generator(3, "outside"))
-    path.write_bytes(teacher.to_bytes())
-    return f"file:{path}"
-
-
-def test_a_named_teacher_instead_of_the_own_one_is_what_the_expert_learns_from(tmp_path: Path) -> None:
-    """Every label is wrong and counts for nothing; only the teacher knows better."""
-    teacher = TeacherChoice(name=outside_teacher(tmp_path / "outside.safetensors", "0", "1", "2"))
-    lesson = Lesson(tmp_path, own=False, named=(teacher,), alpha=0.0)
-    said = lesson.learn(MISLABELLED, [job("e", "0", "1")])
-    assert accuracy(lesson.last("e"), ("0", "1"), digits("0", "1", test=True)) > 0.95
-    learned = said[-1]
-    assert isinstance(learned, Learned)
-    assert learned.teacher_accuracy is None
-    assert not (tmp_path / "teachers").exists()
-
-
-def test_teachers_count_by_their_weight(tmp_path: Path) -> None:
-    name = outside_teacher(tmp_path / "outside.safetensors", "0", "1")
-    for weight, right in ((20.0, True), (0.05, False)):
-        folder = tmp_path / str(weight)
-        folder.mkdir()
-        lesson = Lesson(folder, named=(TeacherChoice(name=name, weight=weight),), alpha=0.0)
-        lesson.learn(MISLABELLED, [job("e", "0", "1")])
-        assert (accuracy(lesson.last("e"), ("0", "1"), digits("0", "1", test=True)) > 0.5) is right
-
-
-def test_a_teacher_of_some_classes_teaches_those_and_of_none_nothing(tmp_path: Path) -> None:
-    task = digits("0", "1", "2", "3").select(range(300))
-    names = [outside_teacher(tmp_path / f"{name}.safetensors", *name.split()) for name in ("0 1", "7 8")]
-    vectors = []
-    for count in (2, 1, 0):
-        folder = tmp_path / str(count)
-        folder.mkdir()
-        lesson = Lesson(
-            folder, own=count > 0, named=tuple(TeacherChoice(name=name) for name in names[2 - max(count, 1) :])
-        )
-        lesson.learn(task, [job("e", "0", "1", "2", "3")])
-        assert accuracy(lesson.last("e"), ("0", "1", "2", "3"), digits("0", "1", "2", "3", test=True)) > 0.8
-        vectors.append(lesson.last("e"))
-    assert not np.array_equal(vectors[0], vectors[1])
-
-
-def test_a_teacher_is_mapped_to_the_meshs_classes(tmp_path: Path) -> None:
-    name = outside_teacher(tmp_path / "outside.safetensors", "0", "1", "2")
-    mapping = tmp_path / "mapping.toml"
-    mapping.write_text('[classes]\n"0" = "round"\n"1" = "straight"\n"2" = "straight"\n')
-    shapes = {"0": "round", "1": "straight"}
-    truth = digits("0", "1", test=True)
-    lesson = Lesson(tmp_path, own=False, alpha=0.0, named=(TeacherChoice(name=name, mapping=str(mapping)),))
-    wrong = ImageDataset(TASK.images, tuple(shapes[label] for label in MISLABELLED.labels))
-    lesson.learn(wrong, [job("e", "round", "straight")])
-    named = ImageDataset(truth.images, tuple(shapes[label] for label in truth.labels))
-    assert accuracy(lesson.last("e"), ("round", "straight"), named) > 0.95
-
-
-def test_a_teacher_that_cannot_be_loaded_says_why_and_is_loaded_once_it_can(tmp_path: Path) -> None:
-    path = tmp_path / "late.safetensors"
-    named = (TeacherChoice(name=f"file:{path}"), TeacherChoice(name="nonsense"))
-    faculty = Lesson(tmp_path, named=named).faculty()
-    unusable = faculty.load()
-    assert unusable.keys() == {f"file:{path}", "nonsense"}
-    assert "SOURCE:WHAT" in unusable["nonsense"]
-    outside_teacher(path, "0", "1")
-    assert faculty.load().keys() == {"nonsense"}
