@@ -242,11 +242,13 @@ class Averager:
         expert = self._host.get(uid)
         reference = expert.reference
 
-        def reference_of(proposals: Sequence[RoundProposal]) -> np.ndarray | None:
+        async def reference_of(proposals: Sequence[RoundProposal]) -> np.ndarray | None:
             if self._codec.name == "none":
                 return None
             shared = {proposal.reference for proposal in proposals}
-            return reference if len(shared) == 1 and None not in shared else self._host.initial(uid)
+            if len(shared) == 1 and None not in shared:
+                return reference
+            return await asyncio.to_thread(self._host.initial, uid)
 
         async def commit(averaged: Averaged) -> None:
             await self._hooks.apply(uid, averaged, number)

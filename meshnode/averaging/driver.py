@@ -58,6 +58,9 @@ EXCHANGE_SHARE = 0.7
 GRACE_SHARE = 0.2
 """Answers about the outcome are awaited for this share of the deadline's time after it."""
 
+ReferenceOf = Callable[[Sequence[RoundProposal]], Awaitable[np.ndarray | None]]
+"""Parameters that members with these proposals hold alike; None without compression."""
+
 Talk = Gatherer[PeerId, RoundWord, RoundAnswer]
 """Says words about rounds to peers."""
 
@@ -107,7 +110,7 @@ class RoundDriver:
     async def run(
         self,
         vector: np.ndarray,
-        reference: Callable[[Sequence[RoundProposal]], np.ndarray | None],
+        reference: ReferenceOf,
         *,
         early: Sequence[ProposalReceived],
         commit: Callable[[Averaged], Awaitable[None]],
@@ -204,7 +207,7 @@ class RoundDriver:
     async def _exchange(
         self,
         vector: np.ndarray,
-        reference_of: Callable[[Sequence[RoundProposal]], np.ndarray | None],
+        reference_of: ReferenceOf,
         proposals: Sequence[RoundProposal],
     ) -> None:
         members = [
@@ -214,7 +217,7 @@ class RoundDriver:
             self.round.round_id,
             members,
             vector,
-            reference_of(proposals),
+            await reference_of(proposals),
             timeout_s=max(0.0, self._began_s + EXCHANGE_SHARE * self._timeout_s - time.monotonic()),
         )
         self._averaged = exchanged.averaged
