@@ -4,6 +4,7 @@ The format (https://huggingface.co/docs/safetensors, "Format"): an unsigned 64-b
 header, then raw tensors. It cannot carry code, which is why pickle is used nowhere.
 """
 
+import copy
 import json
 from collections.abc import Mapping
 
@@ -29,6 +30,7 @@ __all__ = [
     "unflatten",
     "weights_to_array",
     "weights_to_bytes",
+    "with_parameters",
     "write_safetensors",
 ]
 
@@ -185,6 +187,19 @@ def load_flat(module: nn.Module, vector: torch.Tensor) -> None:
             parameter.copy_(values[name])
 
 
+def with_parameters(module: nn.Module, vector: torch.Tensor) -> nn.Module:
+    """A copy of the module with the parameters of ``vector`` (as from `flat_parameters`), in its memory if float32.
+
+    Copied and not built: initial weights, which are drawn one by one, would be overwritten at once.
+
+    Raises: ShapeMismatch: If the vector is not as long as the module has parameters.
+    """
+    values = unflatten(module, vector.float())
+    # To a deep copy these are copied already.
+    copied = {id(own): nn.Parameter(values[name], own.requires_grad) for name, own in module.named_parameters()}
+    return copy.deepcopy(module, copied)
+
+
 def _sorted_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return sorted(module.named_parameters(), key=lambda item: item[0])
 
@@ -193,5 +208,6 @@ def _require_finite_float32(tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32:
             raise CorruptWeights(f"{name} is {tensor.dtype}, not float32")
-        if not bool(torch.isfinite(tensor).all()):
+        # numpy's is ten times as fast as torch's.
+        if not np.isfinite(tensor.detach().cpu().numpy()).all():
             raise CorruptWeights(f"{name} has values that are not finite")

@@ -18,6 +18,7 @@ __all__ = [
     "TEMP_SUFFIX",
     "create_atomically",
     "default_home",
+    "replace_atomically",
     "sync_folder",
     "write_atomically",
 ]
@@ -134,13 +135,22 @@ def write_atomically(path: Path, data: bytes | memoryview, mode: int = 0o600) ->
     Raises:
         OSError: The disk is full or fails; the path is then unchanged.
     """
+    replace_atomically(path, data, mode)
+    sync_folder(path.parent)
+
+
+def replace_atomically(path: Path, data: bytes | memoryview, mode: int = 0o600) -> None:
+    """As `write_atomically`, but for the name, which is on the disk only once its folder is synced.
+
+    Raises:
+        OSError: The disk is full or fails; the path is then unchanged.
+    """
     temporary = _write_temporary(path, data, mode)
     try:
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
 
 
 def create_atomically(path: Path, data: bytes, mode: int = 0o600) -> bool:

@@ -11,7 +11,7 @@ import asyncio
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,13 +24,15 @@ from torch import nn
 from experts.architectures.base import Architecture, probabilities
 from experts.architectures.registry import architecture_from_config
 from experts.averaging import Averaged
-from experts.checkpoint import flat_parameters, load_flat, load_weights, weights_to_array, weights_to_bytes
+from experts.checkpoint import flat_parameters, load_weights, weights_to_array, weights_to_bytes, with_parameters
 from experts.errors import ExpertsError
+from meshnode.batches import Batches
+from meshnode.beside import beside
 from meshnode.compute import Compute
 from meshnode.errors import Refused
 from meshnode.forms import form_of
 from meshnode.logs import get_logger
-from meshnode.state.rows import Reached
+from meshnode.state.rows import Generation, NewWeights, Reached
 from meshnode.state.state import State
 from protocol.errors import BlobCorrupt, UnknownBlob, UnknownExpert
 from protocol.identifiers import Digest, ExpertUid, digest_of
@@ -42,6 +44,9 @@ log = get_logger(__name__)
 
 TRAINED, IMPORTED = "trained", "imported"
 """Causes of generations that hold something which no other replica has."""
+
+MAX_BATCH_BYTES = 16 * 1024 * 1024
+"""Weights that are built, and that are written, in one go: more would only be held in memory for longer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +140,9 @@ class ExpertHost:
         self._device = device
         self._experts: dict[ExpertUid, HostedExpert] = {}
         self._unusable: dict[ExpertUid, str] = {}
+        # The rounds of many experts end at the same time.
+        self._building = Batches(self._build_all, size=_change_bytes, most=MAX_BATCH_BYTES)
+        self._writing = Batches(self._write_all, size=_weights_bytes, most=MAX_BATCH_BYTES)
         self.changed = asyncio.Event()
         """Set whenever a generation was committed; whoever waits clears it first."""
 
@@ -338,8 +346,8 @@ class ExpertHost:
         return np.asarray(flat_parameters(self.get(uid).module).numpy())
 
     async def snapshot_beside(self, uid: ExpertUid) -> np.ndarray:
-        """As `snapshot`, in a thread: of a large expert it takes longer than an answer should wait."""
-        return await asyncio.to_thread(self.snapshot, uid)
+        """As `snapshot`, of a large expert in a thread: it takes longer than an answer should wait."""
+        return await beside(self.get(uid).num_parameters, self.snapshot, uid)
 
     async def vector_of(self, uid: ExpertUid, weights: bytes) -> np.ndarray:
         """Weights of this expert as one vector, float32 ``(P,)``.
@@ -359,17 +367,29 @@ class ExpertHost:
         """The parameters that all replicas of the expert began with, float32 ``(P,)``; built anew each time."""
         return np.asarray(flat_parameters(self.get(uid).architecture.build(uid)).numpy())
 
+    async def _build_all(self, changes: Sequence["_Change"]) -> "Sequence[_Built | Exception]":
+        # Beside the loop, for answers must not wait for it.
+        return await self._compute.run_own(lambda: [self._built_or_failure(change) for change in changes])
+
+    def _built_or_failure(self, change: "_Change") -> "_Built | Exception":
+        try:
+            return self._built(*change)
+        except Exception as failure:  # noqa: BLE001 - of this one expert, and no other's
+            return failure
+
+    async def _write_all(self, new: Sequence[NewWeights]) -> Sequence[Generation]:
+        return await asyncio.to_thread(self._state.commit_generations, new)
+
     def _built(self, expert: HostedExpert, change: np.ndarray | Averaged) -> "_Built":
         """What becomes of the expert with new parameters, or with what a round adds to the present ones."""
-        # Copied and not built: initial weights, which are drawn one by one, would be overwritten at once.
-        module = copy.deepcopy(expert.module).cpu()
         reference, digest = expert.reference, expert.reference_digest
         if isinstance(change, Averaged):
-            vector = flat_parameters(module).numpy() + change.delta
+            vector = flat_parameters(expert.module).numpy()
+            vector += change.delta
             reference, digest = change.mean, _digest_of_vector(change.mean)
         else:
             vector = change
-        load_flat(module, torch.from_numpy(vector))
+        module = with_parameters(expert.module, torch.from_numpy(vector)).cpu()
         data = weights_to_array(module).data
         return _Built(module.to(self._device), data, reference, digest, _drift(vector, reference))
 
@@ -384,15 +404,21 @@ class ExpertHost:
     ) -> None:
         """Write a generation, then serve it: what is advertised can be served, and survives a kill."""
         number = expert.round if number is None else number
-        # Beside the loop, for answers must not wait for it.
-        built = await self._compute.run_own(self._built, expert, change)
-        generation = await asyncio.to_thread(
-            self._state.commit_generation, expert.uid, built.data, cause=cause, reached=reached, round_=number
-        )
+        built = await self._building.do(_Change(expert, change))
+        new = NewWeights(uid=expert.uid, weights=built.data, cause=cause, reached=reached, round=number)
+        generation = await self._writing.do(new)
         expert.module, expert.generation, expert.weights = built.module, generation.number, generation.digest
         expert.committed_at, expert.reached, expert.round = generation.created_at, reached, number
         expert.reference, expert.reference_digest, expert.drift = built.reference, built.digest, built.drift
         self.changed.set()
+
+
+class _Change(NamedTuple):
+    """What an expert is to become."""
+
+    expert: HostedExpert
+    to: np.ndarray | Averaged
+    """New parameters, or what a round adds to the present ones."""
 
 
 class _Built(NamedTuple):
@@ -403,6 +429,14 @@ class _Built(NamedTuple):
     reference: np.ndarray | None
     digest: Digest | None
     drift: float
+
+
+def _change_bytes(change: _Change) -> int:
+    return 4 * change.expert.num_parameters
+
+
+def _weights_bytes(new: NewWeights) -> int:
+    return len(new.weights)
 
 
 def _digest_of_vector(vector: np.ndarray | None) -> Digest | None:

@@ -256,8 +256,8 @@ def _checked(vector: Vector) -> Vector:
 
 def _require_fitting(codec: Codec, payload: Payload, length: int) -> None:
     dtype, size = codec.payload_header(length)
-    # By name, which is the same in both byte orders.
-    if payload.dtype.name != dtype or payload.shape != (size,):
+    # In either byte order. (numpy takes its time for names.)
+    if payload.dtype.newbyteorder("=") != dtype or payload.shape != (size,):
         got = f"{payload.dtype.name} {payload.shape}"
         raise MalformedPayload(codec.name, reason=f"{got} for {length} values, not {dtype} {(size,)}")
 

@@ -18,6 +18,7 @@ from meshnode.averaging.budget import Candidate, RoundBudget
 from meshnode.averaging.driver import AttemptResult, RoundDriver, Talk
 from meshnode.averaging.exchange import Exchanges
 from meshnode.averaging.settings import AveragerConfig
+from meshnode.beside import beside
 from meshnode.directory import Directory
 from meshnode.hosting import ExpertHost
 from meshnode.pacing import Pacer
@@ -253,7 +254,7 @@ class Averager:
         async def commit(averaged: Averaged) -> None:
             await self._hooks.apply(uid, averaged, number)
             # One that was moved has news of others, and passes it on along the other axes.
-            if await asyncio.to_thread(_moved, averaged, self._config.min_drift):
+            if await beside(len(averaged.delta), _moved, averaged, self._config.min_drift):
                 self._moving_until[uid] = number + cycle
 
         return await driver.run(

@@ -5,9 +5,9 @@ all members; nothing partial can look like success.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from experts.averaging import Averaged, Codec, Share
 from experts.errors import ExpertsError
 from meshnode.averaging.gathering import Gatherer
+from meshnode.beside import beside
 from meshnode.transport.interface import Transport
 from protocol.errors import MalformedMessage, MalformedTensor, ModuleMeshError, NotReady, PeerUnreachable
 from protocol.framing import Frame
@@ -33,11 +34,7 @@ ANSWERS_RATIO = 1.2
 """Answers are awaited for so many times as long as parts: a reducer that lacks a part can tell whose, and who only has
 no answer cannot."""
 
-INLINE_PARAMETERS = 2**15
-"""Arithmetic on fewer takes less time than handing it to a thread."""
-
 Payload = npt.NDArray[Any]
-T = TypeVar("T")
 
 
 class Member(NamedTuple):
@@ -73,7 +70,7 @@ class _Reduction:
         if sender not in self.members:
             raise NotReady("the sender is not a member of this round here")
         dtype, length = self.share.part_header
-        if (part.dtype.name, part.shape) != (dtype, (length,)):
+        if part.dtype != dtype or part.shape != (length,):
             raise MalformedTensor("part", f"{dtype} ({length},) is expected of this round")
         self.parts.setdefault(self.members.index(sender), part)
         if len(self.parts) == len(self.members) - 1:
@@ -127,20 +124,21 @@ class Exchanges:
         peers = tuple(member.peer_id for member in members)
         me = peers.index(self._transport.peer_id)
         weights = [member.weight for member in members]
-        share: Share = await _beside(len(vector), Share, vector, reference, self._codec, weights, me)
+        # Without compression, parts are slices.
+        coded = 0 if self._codec.name == "none" else len(vector)
+        share: Share = await beside(coded, Share, vector, reference, self._codec, weights, me)
         reduction = _Reduction(share, peers, me)
-        calls = {
-            peer: asyncio.create_task(self._part(round_id, share, peers, index), name="round part")
-            for index, peer in enumerate(peers)
-            if index != me
-        }
+        calls: dict[PeerId, asyncio.Future[Payload]] = {}
+        own: asyncio.Future[Payload]
         own = asyncio.create_task(_reduce(reduction, len(vector), timeout_s=timeout_s), name="round reduction")
         self._awaited(round_id).set_result(reduction)
         try:
             async with asyncio.timeout(ANSWERS_RATIO * timeout_s):
+                for peer, part in (await beside(len(vector), _parts_of, share, peers, me)).items():
+                    calls[peer] = self._parts.put((peer, peers), (round_id, part))
                 await _all_or_first_failure([own, *calls.values()])
             means = [own.result() if peer not in calls else calls[peer].result() for peer in peers]
-            return Exchanged(averaged=await _beside(len(vector), share.conclude, means))
+            return Exchanged(averaged=await beside(len(vector), share.conclude, means))
         except (ModuleMeshError, ExpertsError):
             return Exchanged(averaged=None, missing=_unreachable(calls))
         except TimeoutError:
@@ -148,14 +146,10 @@ class Exchanges:
             # A member whose part is not here keeps everybody waiting; who only did not answer may be waiting for it.
             return Exchanged(averaged=None, missing=reduction.awaited or late)
         finally:
-            for task in (own, *calls.values()):
-                if not task.cancel() and not task.cancelled():
-                    task.exception()  # one failure is told of; the others are of the same cause
+            for waiting in (own, *calls.values()):
+                if not waiting.cancel() and not waiting.cancelled():
+                    waiting.exception()  # one failure is told of; the others are of the same cause
             self._give_up(round_id, reduction)
-
-    async def _part(self, round_id: RoundId, share: Share, peers: tuple[PeerId, ...], index: int) -> Payload:
-        part = await _beside(share.num_parameters, share.part_for, index)
-        return await self._parts.send((peers[index], peers), (round_id, part))
 
     async def _call(
         self, key: tuple[PeerId, tuple[PeerId, ...]], parts: Sequence[tuple[RoundId, Payload]]
@@ -201,27 +195,26 @@ class Exchanges:
         _fail(reduction.mean, "the round was given up here")
 
 
+def _parts_of(share: Share, peers: Sequence[PeerId], me: int) -> dict[PeerId, Payload]:
+    return {peer: share.part_for(index) for index, peer in enumerate(peers) if index != me}
+
+
 async def _reduce(reduction: _Reduction, num_parameters: int, *, timeout_s: float) -> Payload:
     async with asyncio.timeout(timeout_s):
         await reduction.complete.wait()
-    mean: Payload = await _beside(num_parameters, reduction.share.reduce, reduction.parts)
+    mean: Payload = await beside(num_parameters, reduction.share.reduce, reduction.parts)
     reduction.parts.clear()
     reduction.mean.set_result(mean)
     return mean
 
 
-async def _beside(num_parameters: int, function: Callable[..., T], *args: object) -> T:
-    """Arithmetic on so many parameters: beside the event loop, unless it is done at once."""
-    return function(*args) if num_parameters <= INLINE_PARAMETERS else await asyncio.to_thread(function, *args)
+async def _all_or_first_failure(awaited: Collection[asyncio.Future[Payload]]) -> None:
+    done, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_EXCEPTION)
+    for one in done:
+        one.result()
 
 
-async def _all_or_first_failure(tasks: Collection[asyncio.Task[Payload]]) -> None:
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-    for task in done:
-        task.result()
-
-
-def _unreachable(calls: Mapping[PeerId, asyncio.Task[Payload]]) -> frozenset[PeerId]:
+def _unreachable(calls: Mapping[PeerId, asyncio.Future[Payload]]) -> frozenset[PeerId]:
     return frozenset(
         peer
         for peer, call in calls.items()

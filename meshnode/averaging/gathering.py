@@ -35,13 +35,17 @@ class Gatherer(Generic[Key, Item, Answer]):
         Raises:
             ModuleMeshError: The call failed.
         """
+        return await self.put(key, item)
+
+    def put(self, key: Key, item: Item) -> asyncio.Future[Answer]:
+        """As `send`, of which this is what it waits for; one that is cancelled before its call begins is not sent."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
         if key not in self._waiting:
             self._waiting[key] = []
             loop.call_later(self._wait_s, self._flush, key)
         self._waiting[key].append((item, answer))
-        return await answer
+        return answer
 
     def _flush(self, key: Key) -> None:
         waiting = [(item, answer) for item, answer in self._waiting.pop(key) if not answer.cancelled()]

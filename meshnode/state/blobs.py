@@ -6,10 +6,10 @@ that the disk has changed are never taken for what was stored.
 
 import os
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from meshnode.home import TEMP_SUFFIX, sync_folder, write_atomically
+from meshnode.home import TEMP_SUFFIX, replace_atomically, sync_folder
 from meshnode.state.partials import PartialBlob, PartialBlobs
 from protocol.errors import BlobCorrupt, MalformedIdentifier, UnknownBlob
 from protocol.identifiers import Digest, digest_of, parse_digest
@@ -41,14 +41,23 @@ class BlobStore:
         Raises:
             OSError: The disk is full or fails; nothing is stored then.
         """
-        digest = digest_of(data)
-        with self._changing:
-            self._recent.add(digest)
-            if self.is_whole(digest):
-                sync_folder(self._path)  # its writer may have been killed between the rename and this
-            else:
-                write_atomically(self._path / digest, data)
+        (digest,) = self.put_all([data])
         return digest
+
+    def put_all(self, blobs: Sequence[bytes | memoryview]) -> tuple[Digest, ...]:
+        """As `put`, of several, whose names are put on the disk together.
+
+        Raises:
+            OSError: The disk is full or fails; some may be stored then, as nobody's.
+        """
+        digests = tuple(map(digest_of, blobs))
+        with self._changing:
+            self._recent.update(digests)
+            for digest, data in zip(digests, blobs, strict=True):
+                if not self.is_whole(digest):
+                    replace_atomically(self._path / digest, data)
+            sync_folder(self._path)  # also for one that is there: its writer may have been killed before this
+        return digests
 
     def adopt(self, partial: PartialBlob) -> None:
         """Store a blob that has come whole and right; when this returns, the bytes are on the disk.

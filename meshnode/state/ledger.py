@@ -10,7 +10,7 @@ import errno
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -159,36 +159,19 @@ class Ledger:
             for row in self._rows("SELECT * FROM experts ORDER BY uid")
         )
 
-    def add_generation(self, generation: Generation) -> Generation:
-        """Write an expert's next generation, whose blob is stored already.
+    def add_generations(self, generations: Sequence[Generation]) -> tuple[Generation, ...]:
+        """Write experts' next generations, whose blobs are stored already; all of them or none.
 
         Args:
-            generation: Its number is of no matter.
+            generations: Their numbers are of no matter.
 
-        Returns: The same, with the number after the newest one's.
+        Returns: The same, each with the number after its expert's newest one's.
 
         Raises:
-            UnknownExpert: The expert is not hosted here.
+            UnknownExpert: An expert is not hosted here.
         """
-        uid, reached = generation.uid, generation.reached
         with self._transaction() as db:
-            if not db.execute("SELECT 1 FROM experts WHERE uid = ?", (uid,)).fetchone():
-                raise UnknownExpert(uid)
-            (newest,) = db.execute("SELECT max(number) FROM generations WHERE uid = ?", (uid,)).fetchone()
-            written = dataclasses.replace(generation, number=(newest or 0) + 1)
-            values = (
-                uid,
-                written.number,
-                written.digest,
-                written.cause,
-                written.parent,
-                written.created_at,
-                0 if reached is None else reached.steps,
-                None if reached is None else reached.run,
-                written.round,
-            )
-            db.execute("INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
-        return written
+            return tuple(_add_generation(db, generation) for generation in generations)
 
     def generations(self, uid: ExpertUid) -> tuple[Generation, ...]:
         """What is kept of an expert, the newest first; empty for one that is not hosted."""
@@ -292,6 +275,27 @@ class Ledger:
                 raise  # a bug of ours: the file is as good as before
             except sqlite3.DatabaseError as exc:
                 raise StateUnreadable(self._path, str(exc)) from exc
+
+
+def _add_generation(db: sqlite3.Connection, generation: Generation) -> Generation:
+    uid, reached = generation.uid, generation.reached
+    if not db.execute("SELECT 1 FROM experts WHERE uid = ?", (uid,)).fetchone():
+        raise UnknownExpert(uid)
+    (newest,) = db.execute("SELECT max(number) FROM generations WHERE uid = ?", (uid,)).fetchone()
+    written = dataclasses.replace(generation, number=(newest or 0) + 1)
+    values = (
+        uid,
+        written.number,
+        written.digest,
+        written.cause,
+        written.parent,
+        written.created_at,
+        0 if reached is None else reached.steps,
+        None if reached is None else reached.run,
+        written.round,
+    )
+    db.execute("INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+    return written
 
 
 def _to_json(value: object) -> str:

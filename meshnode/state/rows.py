@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from protocol.identifiers import Digest, ExpertUid, PeerId
 
-__all__ = ["ContributionRow", "ExpertRow", "Generation", "TaskRow"]
+__all__ = ["ContributionRow", "ExpertRow", "Generation", "NewWeights", "Reached", "TaskRow"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +54,21 @@ class Generation:
     """Number of the last averaging round that it holds; 0 before any."""
     number: int = 0
     """Counts up from 1 on this node, without ever going back; 0 for one that is not written yet."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class NewWeights:
+    """What an expert's next generation is to be."""
+
+    uid: ExpertUid
+    weights: bytes | memoryview
+    """As they will be loaded."""
+    cause: str
+    """As `Generation.cause`."""
+    reached: Reached | None = None
+    """The last training run behind them; None if there was none here."""
+    round: int = 0
+    """Number of the last averaging round that they hold; 0 before any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

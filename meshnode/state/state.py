@@ -7,7 +7,7 @@ leave a blob without a row, which is waste and no damage, but never a row withou
 import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -15,7 +15,7 @@ from meshnode.home import Home
 from meshnode.logs import get_logger
 from meshnode.state.blobs import BlobStore, is_digest
 from meshnode.state.ledger import Ledger
-from meshnode.state.rows import ContributionRow, ExpertRow, Generation, Reached
+from meshnode.state.rows import ContributionRow, ExpertRow, Generation, NewWeights, Reached
 from protocol.errors import BlobCorrupt, MalformedSpec, UnknownBlob, UnknownExpert
 from protocol.identifiers import Digest, ExpertUid, digest_of
 from protocol.records import RouterContribution
@@ -114,37 +114,47 @@ class State:
         round_: int = 0,
         now_s: float | None = None,
     ) -> Generation:
-        """Keep new weights of an expert; when this returns they survive a kill.
+        """As `commit_generations`, of one expert; arguments as `NewWeights`."""
+        new = NewWeights(uid=uid, weights=weights, cause=cause, reached=reached, round=round_)
+        (generation,) = self.commit_generations([new], now_s=now_s)
+        return generation
+
+    def commit_generations(self, new: Sequence[NewWeights], *, now_s: float | None = None) -> tuple[Generation, ...]:
+        """Keep new weights of experts; when this returns they survive a kill. Before that, all of them do or none.
 
         Args:
-            uid: An expert hosted here.
-            weights: As they will be loaded; stored by digest.
-            cause: What made them: "initial", "adopted", "imported", "trained", "averaged", "pulled".
-            reached: The last training run behind them; None if there was none here.
-            round_: Number of the last averaging round that they hold; 0 before any.
+            new: Weights of experts hosted here.
             now_s: Unix seconds; None takes the clock's.
 
         Raises:
-            UnknownExpert: The expert is not hosted here.
+            UnknownExpert: An expert is not hosted here.
         """
         with self._changing:
-            if all(expert.uid != uid for expert in self.ledger.experts()):
-                raise UnknownExpert(uid)
-            if uid not in self._held:
-                self.current(uid)
-            generation = self.ledger.add_generation(
-                Generation(
-                    uid=uid,
-                    digest=self.blobs.put(weights),
-                    cause=cause,
-                    parent=self._held.get(uid),
-                    created_at=time.time() if now_s is None else now_s,
-                    reached=reached,
-                    round=round_,
+            hosted = {expert.uid for expert in self.ledger.experts()}
+            for one in new:
+                if one.uid not in hosted:
+                    raise UnknownExpert(one.uid)
+                if one.uid not in self._held:
+                    self.current(one.uid)
+            digests = self.blobs.put_all([one.weights for one in new])
+            created_at = time.time() if now_s is None else now_s
+            held, rows = dict(self._held), []
+            for one, digest in zip(new, digests, strict=True):
+                rows.append(
+                    Generation(
+                        uid=one.uid,
+                        digest=digest,
+                        cause=one.cause,
+                        parent=held.get(one.uid),
+                        created_at=created_at,
+                        reached=one.reached,
+                        round=one.round,
+                    )
                 )
-            )
-            self._held[uid] = generation.digest
-            return generation
+                held[one.uid] = digest
+            generations = self.ledger.add_generations(rows)
+            self._held = held
+            return generations
 
     def current(self, uid: ExpertUid) -> Generation | None:
         """The expert's newest generation whose weights are whole on the disk; each one passed over is logged.

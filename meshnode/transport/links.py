@@ -62,6 +62,9 @@ LONGEST_WAIT_S: Final = 3600.0
 BUSY_RETRY_S: Final = 0.1
 """What a caller is told who has too much under way on one stream."""
 
+_ARRIVED: Final = memoryview(bytearray(256 * 1024))
+"""Where the bytes of all links arrive, to be used up at once: what is new for each would be copied once more."""
+
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 log = get_logger(__name__)
@@ -71,7 +74,7 @@ class LinkLost(ConnectionError):
     """The stream ended, or its peer is silent; what was under way may or may not have been done."""
 
 
-class Link(asyncio.Protocol):
+class Link(asyncio.BufferedProtocol):
     """What both ends have in common: an inbox, an outbox, and a socket that takes only so much at a time."""
 
     def __init__(self, traffic: Traffic, *, begins: ChunkKind) -> None:
@@ -95,13 +98,21 @@ class Link(asyncio.Protocol):
         self._stream = stream
         self._socket = cast("asyncio.Transport", stream[1].transport)
         self._socket.set_write_buffer_limits(high=WRITE_AHEAD_BYTES)
+        self._socket.pause_reading()
         self._socket.set_protocol(self)
+        self._socket.resume_reading()  # uvloop looks only here at how a protocol is to be handed its bytes
         if received:
-            self.data_received(received)
+            self._receive(memoryview(received))
         if stream[0].at_eof() or self._socket.is_closing():
             self.close()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _ARRIVED
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._receive(_ARRIVED[:nbytes])
+
+    def _receive(self, data: memoryview) -> None:
         self._moved_at = time.monotonic()
         try:
             for event in self._inbox.receive(data):

@@ -32,11 +32,22 @@ _EMPTY: Final = {ChunkKind.CANCEL, ChunkKind.PING, ChunkKind.PONG}
 
 
 class Chunk(NamedTuple):
-    """One chunk; the payload is a view that is good until the next one is asked for."""
+    """One chunk, or a piece of a BODY; the payload is a view that is good until the next one is asked for."""
 
     kind: ChunkKind
     request_id: int
     payload: memoryview
+    to_come: int = 0
+    """Bytes of a BODY's payload behind this piece."""
+
+
+class _Head(NamedTuple):
+    """What is known of the chunk that is coming in."""
+
+    kind: ChunkKind
+    request_id: int
+    payload_bytes: int
+    """Of the payload, or of what has not come of a BODY's."""
 
 
 def chunk_head(kind: ChunkKind, request_id: int, payload_bytes: int) -> bytes:
@@ -45,53 +56,63 @@ def chunk_head(kind: ChunkKind, request_id: int, payload_bytes: int) -> bytes:
 
 
 class ChunkReader:
-    """Cuts a stream of bytes into chunks; holds one that is incomplete, and nothing else."""
+    """Cuts a stream of bytes into chunks.
+
+    A BODY is handed on as it comes, in pieces, and so copied only to where it belongs. Of other chunks one that is
+    incomplete is held, and nothing else.
+    """
 
     def __init__(self) -> None:
+        self._head: _Head | None = None
         self._rest = bytearray()
+        """Of a head that is incomplete, or of the payload that belongs to the one that is known."""
 
     def read(self, data: bytes | memoryview) -> Iterator[Chunk]:
-        """The chunks that end in `data`, to be used up one by one before more data comes.
+        """The chunks that end in `data` and what is in it of a BODY, to be used up one by one before more data comes.
 
         Raises:
             MalformedMessage: What comes is no chunk; where the next one would begin is unknown.
             FrameTooLarge: A chunk is announced that is beyond the limit.
         """
         view = memoryview(data)
-        while self._rest and view:
-            view = self._complete(view)
-            if (chunk := _first(memoryview(self._rest))) is not None:
-                # Given away: the payload is a view of it.
-                self._rest = bytearray()
-                yield chunk
-        while (chunk := _first(view)) is not None:
-            view = view[CHUNK_HEAD_BYTES + len(chunk.payload) :]
-            yield chunk
-        self._rest += view
+        while view:
+            if self._head is None:
+                view = self._read_head(view)
+                if self._head is None:
+                    return
+            kind, request_id, payload_bytes = self._head
+            lacking = payload_bytes - len(self._rest)
+            piece, view = view[:lacking], view[lacking:]
+            if kind is ChunkKind.BODY:
+                to_come = lacking - len(piece)
+                self._head = _Head(kind, request_id, to_come) if to_come else None
+                yield Chunk(kind, request_id, piece, to_come)
+            elif len(piece) < lacking:
+                self._rest += piece
+            else:
+                self._head = None
+                yield Chunk(kind, request_id, self._with_rest(piece))
 
-    def _complete(self, view: memoryview) -> memoryview:
-        """Take as much as the incomplete chunk lacks, as far as that is known by now; returns what is left."""
+    def _read_head(self, view: memoryview) -> memoryview:
+        """Read as much of a head as is there; returns what is left."""
         lacking = CHUNK_HEAD_BYTES - len(self._rest)
-        if lacking <= 0:
-            lacking += _payload_bytes(self._rest)
-        self._rest += view[:lacking]
+        if len(view) < lacking:
+            self._rest += view
+            return view[:0]
+        self._head = _head_in(self._with_rest(view[:lacking]))
         return view[lacking:]
 
-
-def _first(view: memoryview) -> Chunk | None:
-    """The chunk that `view` begins with; None if it is not all there."""
-    if len(view) < CHUNK_HEAD_BYTES:
-        return None
-    end = CHUNK_HEAD_BYTES + _payload_bytes(view)
-    if len(view) < end:
-        return None
-    word, request_id = _HEAD.unpack_from(view)
-    return Chunk(_KINDS[word >> _LENGTH_BITS], request_id, view[CHUNK_HEAD_BYTES:end])
+    def _with_rest(self, piece: memoryview) -> memoryview:
+        """What was held and what completes it, given away."""
+        if not self._rest:
+            return piece
+        rest, self._rest = self._rest, bytearray()
+        rest += piece
+        return memoryview(rest)
 
 
-def _payload_bytes(head: bytearray | memoryview) -> int:
-    word: int
-    word, _ = _HEAD.unpack_from(head)
+def _head_in(view: memoryview) -> _Head:
+    word, request_id = _HEAD.unpack(view)
     length, kind = word & _LENGTH_MASK, _KINDS.get(word >> _LENGTH_BITS)
     if kind is None:
         raise MalformedMessage("kind", reason=f"no chunk is of the kind {word >> _LENGTH_BITS}")
@@ -99,4 +120,4 @@ def _payload_bytes(head: bytearray | memoryview) -> int:
         raise FrameTooLarge(length, limits.MAX_CHUNK_BYTES)
     if kind in _EMPTY and length:
         raise MalformedMessage("payload", reason=f"a {kind.name} has none, {length} bytes are announced")
-    return length
+    return _Head(kind, request_id, length)

@@ -133,12 +133,12 @@ class Inbox:
     def _go_on(self, chunk: Chunk) -> Iterator[Event]:
         assembly = self._assemblies.get(chunk.request_id)
         if assembly is not None:  # else it was dropped, and the sender does not know it yet
-            yield from self._fill(chunk.request_id, assembly, chunk.payload)
+            yield from self._fill(chunk.request_id, assembly, chunk.payload, chunk.to_come)
 
-    def _fill(self, request_id: int, assembly: _Assembly, piece: memoryview) -> Iterator[Event]:
+    def _fill(self, request_id: int, assembly: _Assembly, piece: memoryview, to_come: int = 0) -> Iterator[Event]:
         end = assembly.filled_bytes + len(piece)
-        if end > len(assembly.body):
-            raise MalformedMessage("body", reason=f"{end} bytes have come, {len(assembly.body)} were announced")
+        if end + to_come > len(assembly.body):
+            raise MalformedMessage("body", reason=f"{end + to_come} bytes come, {len(assembly.body)} were announced")
         assembly.body[assembly.filled_bytes : end] = piece
         assembly.filled_bytes = end
         if end == len(assembly.body):

@@ -22,6 +22,7 @@ from experts.checkpoint import (
     unflatten,
     weights_to_array,
     weights_to_bytes,
+    with_parameters,
 )
 from experts.errors import CorruptWeights, ShapeMismatch
 
@@ -34,6 +35,21 @@ def test_loaded_weights_are_the_saved_ones_bit_for_bit() -> None:
     load_weights(module, WEIGHTS)
     assert torch.equal(flat_parameters(module), flat_parameters(ARCHITECTURE.build("teacher")))
     assert weights_to_bytes(module) == WEIGHTS
+
+
+def test_a_copy_with_other_parameters_leaves_the_module_as_it_was() -> None:
+    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    module[0].bias.requires_grad_(False)
+    before, vector = flat_parameters(module), torch.arange(12, dtype=torch.float32)
+    copied = with_parameters(module, vector)
+    assert torch.equal(flat_parameters(copied), vector)
+    assert torch.equal(flat_parameters(module), before)
+    assert [own.requires_grad for own in copied.parameters()] == [own.requires_grad for own in module.parameters()]
+    vector[0] = 7.0
+    assert flat_parameters(copied)[0] == 7.0  # no second copy of the parameters
+    assert copied[1].running_mean is not module[1].running_mean
+    with pytest.raises(ShapeMismatch):
+        with_parameters(module, vector[1:])
 
 
 def test_loading_keeps_the_parameters_that_an_optimizer_holds() -> None:

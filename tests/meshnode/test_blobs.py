@@ -2,6 +2,7 @@
 
 import os
 import random
+import stat
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,22 @@ def test_a_blob_that_is_there_is_synced_again_by_name(store: BlobStore, monkeypa
     monkeypatch.setattr(os, "fsync", synced.append)
     store.put(DATA)
     assert len(synced) == 1
+
+
+def test_several_are_put_with_one_sync_of_their_names(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, synced_folders = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            synced_folders.append(store.digests())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    blobs = [b"one", b"two", b"one", b""]
+    digests = store.put_all(blobs)
+    assert digests == tuple(map(digest_of, blobs))
+    assert [store.get(digest) for digest in digests] == blobs
+    assert synced_folders == [tuple(sorted(set(digests)))]
 
 
 def test_an_absent_blob_is_unknown_to_every_question(store: BlobStore) -> None:

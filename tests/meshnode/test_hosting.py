@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from experts.averaging import Averaged
 from experts.checkpoint import load_weights, weights_to_bytes
 from experts.errors import CorruptWeights
 from meshnode.hosting import Descent
-from meshnode.state.rows import Reached
+from meshnode.state.rows import NewWeights, Reached
+from meshnode.state.state import State
 from protocol.errors import UnknownExpert
 from protocol.identifiers import ExpertUid, digest_of
 
@@ -107,6 +109,33 @@ async def test_each_change_is_a_generation_with_its_cause_and_wakes_the_advertis
         ]
         assert newest_first[0].parent == newest_first[1].digest
         assert newest_first[0].digest == a.host.get(uid).weights
+
+
+async def test_rounds_of_many_experts_that_end_at_once_are_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[list[ExpertUid]] = []
+    real = State.commit_generations
+
+    def commit_generations(state: State, new: Sequence[NewWeights], *, now_s: float | None = None) -> object:
+        written.append([one.uid for one in new])
+        return real(state, new, now_s=now_s)
+
+    async with memory_node(memory_network(), "a", tmp_path) as a:
+        uids = [(await a.spawn(str(number), "9")).uid for number in range(3)]
+        before = [a.host.snapshot(uid) for uid in uids]
+        monkeypatch.setattr(State, "commit_generations", commit_generations)
+        broken = moved(np.full_like(before[1], np.nan))
+        rounds = [moved(np.ones_like(before[0])), broken, moved(np.ones_like(before[2]))]
+        ended = await asyncio.gather(
+            *(a.host.apply_round(uid, averaged, number=1) for uid, averaged in zip(uids, rounds, strict=True)),
+            return_exceptions=True,
+        )
+        assert [type(outcome) for outcome in ended] == [bool, CorruptWeights, bool]
+        assert written == [[uids[0], uids[2]]]
+        for uid, vector, steps in zip(uids, before, (1, 0, 1), strict=True):
+            assert np.array_equal(a.host.snapshot(uid), vector + steps)
+            assert a.host.get(uid).generation == 1 + steps
 
 
 async def test_a_checkpoint_takes_in_the_deltas_that_the_trainer_had_not(tmp_path: Path) -> None:

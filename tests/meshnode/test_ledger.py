@@ -45,11 +45,11 @@ def ledger(path: Path) -> Iterator[Ledger]:
 
 
 def add(ledger: Ledger, data: bytes, parent: Digest | None = None) -> Generation:
-    return ledger.add_generation(
-        Generation(
-            uid=UID, digest=digest_of(data), cause="trained", parent=parent, created_at=1.5, reached=REACHED, round=7
-        )
+    generation = Generation(
+        uid=UID, digest=digest_of(data), cause="trained", parent=parent, created_at=1.5, reached=REACHED, round=7
     )
+    (written,) = ledger.add_generations([generation])
+    return written
 
 
 def test_everything_written_is_there_after_reopening(path: Path) -> None:
@@ -98,6 +98,16 @@ def test_a_generation_of_a_foreign_expert_is_refused(ledger: Ledger) -> None:
     assert ledger.generations(UID) == ()
     ledger.add_expert(EXPERT)
     assert add(ledger, b"1").number == 1
+
+
+def test_generations_are_written_all_or_none(ledger: Ledger) -> None:
+    ledger.add_expert(EXPERT)
+    own = add(ledger, b"1")
+    foreign = dataclasses.replace(own, uid=ExpertUid(digest_of(b"foreign")))
+    with pytest.raises(UnknownExpert):
+        ledger.add_generations([own, foreign])
+    assert ledger.generations(UID) == (own,)
+    assert [written.number for written in ledger.add_generations([own, own])] == [2, 3]
 
 
 @pytest.mark.parametrize(("version", "kept"), [(1, False), (2, False), (3, True)])

@@ -16,7 +16,7 @@ from meshnode import home as home_module
 from meshnode.errors import StateTooNew
 from meshnode.home import Home
 from meshnode.state.ledger import Ledger
-from meshnode.state.rows import Reached, TaskRow
+from meshnode.state.rows import NewWeights, Reached, TaskRow
 from meshnode.state.state import KEPT_GENERATIONS, State
 from protocol.errors import BlobCorrupt, UnknownExpert
 from protocol.identifiers import Digest, ExpertUid, MeshId, PeerId, digest_of
@@ -26,6 +26,7 @@ from protocol.spec import ExpertForm, ImageInput, MeshSpec, encode_spec
 UID = ExpertUid(digest_of(b"expert"))
 OTHER = ExpertUid(digest_of(b"other expert"))
 REACHED = Reached(run="run", steps=50)
+WEIGHTS = ((UID, b"two"), (OTHER, b"first"), (UID, b"three"))
 
 
 @pytest.fixture
@@ -147,6 +148,29 @@ def test_committing_the_lost_weights_again_restores_them(state: State, home: Hom
     assert state.blobs.get(digest) == b"one"
 
 
+def test_generations_of_several_experts_are_kept_together(state: State) -> None:
+    host(state, OTHER)
+    before = commit(state, b"one")
+    new = [NewWeights(uid=uid, weights=weights, cause="averaged", round=3) for uid, weights in WEIGHTS]
+    generations = state.commit_generations(new)
+    assert [(made.uid, made.number, made.parent) for made in generations] == [
+        (UID, 2, before),
+        (OTHER, 1, None),
+        (UID, 3, digest_of(b"two")),
+    ]
+    assert {made.round for made in generations} == {3}
+    assert [state.blobs.get(made.digest) for made in generations] == [b"two", b"first", b"three"]
+    assert (state.current(UID), state.current(OTHER)) == (generations[2], generations[1])
+
+
+def test_one_foreign_expert_keeps_all_from_being_written(state: State) -> None:
+    commit(state, b"one")
+    with pytest.raises(UnknownExpert):
+        state.commit_generations([NewWeights(uid=uid, weights=weights, cause="averaged") for uid, weights in WEIGHTS])
+    assert len(state.ledger.generations(UID)) == 1
+    assert state.blobs.digests() == (digest_of(b"one"),)
+
+
 # --- kills and failing disks ---
 
 
@@ -163,7 +187,7 @@ def test_a_crash_between_blob_and_row_leaves_an_orphan_that_is_collected(
         host(state)
         kept = commit(state, b"one")
         with monkeypatch.context() as patch:
-            patch.setattr(Ledger, "add_generation", killed)
+            patch.setattr(Ledger, "add_generations", killed)
             with pytest.raises(Killed):
                 commit(state, b"two")
     with State(home) as state:
@@ -405,15 +429,15 @@ def _die_at_step(step: int, act: Callable[[], None]) -> None:
 
     for name in ("open", "fdopen", "posix_fallocate", "fsync", "replace", "close", "unlink"):
         deadly(name)
-    real_add = Ledger.add_generation
+    real_add = Ledger.add_generations
 
-    def add_generation(self: Ledger, *args: object, **kwargs: object) -> object:
+    def add_generations(self: Ledger, *args: object, **kwargs: object) -> object:
         nonlocal calls
         calls += 1
         if calls == step:
             os._exit(137)
         return real_add(self, *args, **kwargs)  # type: ignore[arg-type]
 
-    Ledger.add_generation = add_generation  # type: ignore[method-assign, assignment]
+    Ledger.add_generations = add_generations  # type: ignore[method-assign, assignment]
     act()
     os._exit(0)

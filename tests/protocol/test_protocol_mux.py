@@ -388,7 +388,7 @@ def test_an_incomplete_chunk_takes_no_more_memory_than_one_chunk():
     reader, piece = ChunkReader(), bytes(1000)
     tracemalloc.start()
     try:
-        assert list(reader.read(chunk_head(BODY, 1, limits.MAX_CHUNK_BYTES))) == []
+        assert list(reader.read(chunk_head(REQUEST, 1, limits.MAX_CHUNK_BYTES))) == []
         for _ in range(limits.MAX_CHUNK_BYTES // len(piece)):
             assert list(reader.read(piece)) == []
         _, peak_bytes = tracemalloc.get_traced_memory()
@@ -398,6 +398,16 @@ def test_an_incomplete_chunk_takes_no_more_memory_than_one_chunk():
     finally:
         tracemalloc.stop()
     assert held_bytes < 2 * limits.MAX_CHUNK_BYTES
+
+
+def test_a_body_is_handed_on_as_it_comes_and_not_held():
+    reader = ChunkReader()
+    data = chunk_head(BODY, 1, 5) + b"abcde" + chunk_head(BODY, 2, 0) + chunk_head(BODY, 3, 2) + b"xy"
+    pieces = [
+        [(each.request_id, bytes(each.payload), each.to_come) for each in reader.read(data[start : start + 10])]
+        for start in range(0, len(data), 10)
+    ]
+    assert pieces == [[(1, b"ab", 3)], [(1, b"cde", 0)], [(2, b"", 0), (3, b"x", 1)], [(3, b"y", 0)]]
 
 
 def test_a_chunk_that_is_too_large_is_refused_before_its_payload_is_waited_for():
