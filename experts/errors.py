@@ -12,6 +12,7 @@ __all__ = [
     "MalformedPayload",
     "MalformedTeacher",
     "NotPositiveDefinite",
+    "NothingCorresponds",
     "NothingToLearnFrom",
     "PackageMissing",
     "PickleRefused",
@@ -111,7 +112,7 @@ class UnknownScenario(ExpertsError):
 
 
 class UndefinedFigure(ExpertsError):
-    """A figure of the evaluation has no value here, and 0 would be taken for one."""
+    """A figure has no value here, and 0 would be taken for one."""
 
     def __init__(self, figure: str, *, reason: str) -> None:
         super().__init__(f"{figure} is not defined: {reason}")
@@ -252,6 +253,14 @@ class NotPositiveDefinite(ExpertsError):
         super().__init__(f"the {size} x {size} system is not positive definite at ridge {ridge:g}")
         self.size = size
         self.ridge = ridge
+
+
+class NothingCorresponds(ExpertsError):
+    """Two networks have no units in common that knowledge could be carried over between."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"nothing can be carried over: {reason}")
+        self.reason = reason
 
 
 class NothingToLearnFrom(ExpertsError):

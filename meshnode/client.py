@@ -19,10 +19,11 @@ import numpy as np
 from meshnode.blobs import BlobPuller
 from meshnode.compute import Compute
 from meshnode.contributions import Contributions
-from meshnode.directory import Directory, ExpertListing
+from meshnode.directory import Directory
 from meshnode.errors import Timeout
 from meshnode.inference import Prediction, RoutedInference
 from meshnode.joining import connect_any, open_client
+from meshnode.listings import ExpertListing
 from meshnode.logs import get_logger
 from meshnode.mesh import Mesh, pull_mesh
 from meshnode.runtime import contributions_of

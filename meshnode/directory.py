@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from meshnode.listings import ExpertListing, Replica, current_ones
 from meshnode.logs import get_logger
 from meshnode.telemetry import Telemetry
 from meshnode.transport.interface import Transport
@@ -15,30 +16,12 @@ from protocol.errors import MalformedIdentifier, RecordRefused
 from protocol.identifiers import ExpertUid, MeshId, PeerId, parse_peer_id
 from protocol.records import ExpertAdvert, PeerRecord, RecordBook, record_key
 
-__all__ = ["Directory", "ExpertListing", "LeftOut", "Replica"]
+__all__ = ["Directory", "LeftOut"]
 
 log = get_logger(__name__)
 
 Objection = Callable[[ExpertAdvert], str | None]
 """Why an advertised expert does not count here; None if it does."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Replica:
-    """One peer's advertised copy of an expert."""
-
-    peer_id: PeerId
-    peer_name: str
-    advert: ExpertAdvert
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExpertListing:
-    """An expert as the mesh knows it: what it answers for and who holds a replica."""
-
-    uid: ExpertUid
-    classes: tuple[str, ...]
-    replicas: tuple[Replica, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +57,7 @@ class Directory:
         self._events = (telemetry or Telemetry()).events
         self._listed: tuple[PeerRecord, ...] = ()
         self._listings: Mapping[ExpertUid, ExpertListing] = {}
+        self._current: Mapping[ExpertUid, ExpertListing] = {}
         self._others: dict[PeerId, str] = {}
         """Names of the live peers but this node, as of the last look-up."""
         self._mesh_id = mesh_id
@@ -129,7 +113,13 @@ class Directory:
         records = self.records()
         if records != self._listed:  # to tell a genuine advert takes a digest, and this is asked all the time
             self._listed, self._listings = records, self._list(records)
+            self._current = current_ones(self._listings)
         return self._listings
+
+    def current(self) -> Mapping[ExpertUid, ExpertListing]:
+        """Those that no other one has succeeded, each with those that it supersedes; see `meshnode.listings`."""
+        self.experts()
+        return self._current
 
     def _list(self, records: tuple[PeerRecord, ...]) -> Mapping[ExpertUid, ExpertListing]:
         replicas: dict[ExpertUid, list[Replica]] = {}
@@ -148,7 +138,12 @@ class Directory:
             )
         self._left_out = tuple(left_out)
         return {
-            uid: ExpertListing(uid=uid, classes=held[0].advert.classes, replicas=tuple(held))
+            uid: ExpertListing(
+                uid=uid,
+                classes=held[0].advert.classes,
+                replicas=tuple(held),
+                ancestors=held[0].advert.ancestors,
+            )
             for uid, held in sorted(replicas.items())
         }
 

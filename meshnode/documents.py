@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from meshnode.directory import ExpertListing
-from meshnode.hosting import HostedExpert
+from meshnode.hosted import HostedExpert
 from meshnode.inference import Prediction
+from meshnode.listings import ExpertListing
 from meshnode.replica_pulls import ReplicaPull
 from meshnode.runtime import MeshRuntime
-from protocol.identifiers import PeerId
+from protocol.identifiers import ExpertUid, PeerId
+from protocol.records import ExpertAdvert
 
 __all__ = [
     "averaging_document",
@@ -66,13 +67,19 @@ def peer_documents(runtime: MeshRuntime, me: PeerId, now_s: float) -> list[dict[
 
 
 def expert_documents(runtime: MeshRuntime, *, local: bool) -> list[dict[str, Any]]:
-    """Experts of the mesh, or those hosted here."""
-    hosted = runtime.host.experts
-    listings = runtime.directory.experts()
+    """Experts of the mesh, superseded ones too, or those hosted here; those kept here are among them in any case."""
+    host, listings = runtime.host, runtime.directory.experts()
+    superseded_by = {
+        uid: listing.uid
+        for listing in runtime.directory.current().values()
+        for uid in (*listing.ancestors, *(older.uid for older in listing.older))
+    }
+    adverts = {uid: expert.advert() for uid, expert in host.retired.items()}
+    adverts |= {uid: listing.replicas[0].advert for uid, listing in listings.items()}
     return [
-        _expert_document(runtime, listing, local=uid in hosted)
-        for uid, listing in listings.items()
-        if uid in hosted or not local
+        _expert_document(runtime, advert, listings.get(uid), superseded_by.get(uid))
+        for uid, advert in sorted(adverts.items())
+        if host.find(uid) is not None or not local
     ]
 
 
@@ -93,13 +100,17 @@ def left_out_documents(runtime: MeshRuntime) -> list[dict[str, Any]]:
     ] + [{"uid": uid, "name": "self", "reason": reason} for uid, reason in sorted(runtime.host.unusable.items())]
 
 
-def _expert_document(runtime: MeshRuntime, listing: ExpertListing, *, local: bool) -> dict[str, Any]:
-    advert = listing.replicas[0].advert
+def _expert_document(
+    runtime: MeshRuntime, advert: ExpertAdvert, listing: ExpertListing | None, superseded_by: ExpertUid | None
+) -> dict[str, Any]:
+    here = runtime.host.find(advert.uid)
     return {
-        "uid": listing.uid,
+        "uid": advert.uid,
         "kind": advert.form.kind,
         "config": advert.form.config,
-        "classes": list(listing.classes),
+        "classes": list(advert.classes),
+        "ancestors": list(advert.ancestors),
+        "superseded_by": superseded_by,
         "replicas": [
             {
                 "peer_id": replica.peer_id,
@@ -107,9 +118,10 @@ def _expert_document(runtime: MeshRuntime, listing: ExpertListing, *, local: boo
                 "generation": replica.advert.generation,
                 "weights": replica.advert.weights,
             }
-            for replica in listing.replicas
+            for replica in (listing.replicas if listing else ())
         ],
-        "local": local,
+        "local": advert.uid in runtime.host.experts,
+        "standing": here.standing if here else None,
         "parameters": runtime.mesh.architecture(advert.form, len(advert.classes)).num_parameters,
     }
 
@@ -121,6 +133,9 @@ def hosted_document(expert: HostedExpert) -> dict[str, Any]:
         "classes": list(expert.classes),
         "generation": expert.generation,
         "weights": expert.weights,
+        "ancestors": list(expert.ancestors),
+        "lineage": expert.lineage,
+        "standing": expert.standing,
     }
 
 

@@ -7,10 +7,13 @@ The errors of the mesh are `protocol.errors`; these here never cross the wire. B
 from collections.abc import Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from protocol.errors import ErrorCode, ModuleMeshError
-from protocol.identifiers import MeshId
+from protocol.identifiers import ExpertUid, MeshId
+
+if TYPE_CHECKING:  # the command line need not know records and lineages
+    from protocol.lineage import Accuracy
 
 __all__ = [
     "AlreadyRunning",
@@ -21,6 +24,7 @@ __all__ = [
     "ExpertFileRefused",
     "IdentityUnusable",
     "MeshUnreadable",
+    "NoAncestorHere",
     "NoSuchPeerOrExpert",
     "NodeError",
     "PortInUse",
@@ -28,7 +32,9 @@ __all__ = [
     "ResourceAbsent",
     "StateTooNew",
     "StateUnreadable",
+    "SuccessorDeclined",
     "Timeout",
+    "error_document",
     "exit_code_for",
     "exit_code_of",
 ]
@@ -208,6 +214,35 @@ class StateUnreadable(NodeError):
         self.reason = reason
 
 
+class NoAncestorHere(NodeError):
+    """The expert ``uid`` cannot be rolled back: none of those it succeeds is kept here."""
+
+    code = "no_ancestor_here"
+    exit_code = ExitCode.REFUSED
+
+    def __init__(self, uid: ExpertUid) -> None:
+        super().__init__(
+            f"no expert that {uid} succeeds is kept here",
+            hint="What was pulled from a peer has no ancestor here; `meshnode experts ls` tells each one's standing.",
+        )
+        self.uid = uid
+
+
+class SuccessorDeclined(NodeError):
+    """An expert's new form would lose too much of what the old one knows.
+
+    Attributes:
+        accuracy: Of both on the same held-out images; None if nobody has measured it.
+    """
+
+    code = "successor_declined"
+    exit_code = ExitCode.REFUSED
+
+    def __init__(self, reason: str, *, accuracy: "Accuracy | None") -> None:
+        super().__init__(reason, hint="The old form goes on serving. Distillation steps or a larger form may help.")
+        self.accuracy = accuracy
+
+
 class MeshUnreadable(NodeError):
     """The home belongs to the mesh ``mesh_id``, and what it keeps of it is damaged or of another version."""
 
@@ -252,6 +287,7 @@ EXIT_CODES: Mapping[str, ExitCode] = {
     ErrorCode.FRAME_TOO_LARGE: ExitCode.FAILURE,
     ErrorCode.MALFORMED_ADDRESS: ExitCode.USAGE,
     ErrorCode.MALFORMED_IDENTIFIER: ExitCode.USAGE,
+    ErrorCode.MALFORMED_LINEAGE: ExitCode.FAILURE,
     ErrorCode.MALFORMED_MESSAGE: ExitCode.FAILURE,
     ErrorCode.MALFORMED_SPEC: ExitCode.FAILURE,
     ErrorCode.MALFORMED_TENSOR: ExitCode.FAILURE,
@@ -288,3 +324,10 @@ def exit_code_of(exc: BaseException) -> ExitCode:
             return ExitCode.INTERRUPTED
         case _:
             return ExitCode.FAILURE
+
+
+def error_document(failure: Exception) -> Mapping[str, str | None]:
+    """Code, message and hint of what an order ended with, for whoever asks how it stands."""
+    if isinstance(failure, ModuleMeshError | NodeError):
+        return {"code": str(failure.code), "message": failure.message, "hint": failure.hint}
+    return {"code": NodeError.code, "message": str(failure), "hint": None}

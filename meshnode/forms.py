@@ -14,13 +14,14 @@ from experts.architectures.registry import architecture_from_config
 from experts.errors import UnknownArchitecture
 from protocol.spec import ExpertForm
 
-__all__ = ["DEFAULT_KIND", "architecture_of", "chosen_form", "form_of"]
+__all__ = ["DEFAULT_KIND", "architecture_of", "chosen_form", "form_of", "successor_form"]
 
 DEFAULT_KIND = MlpArchitecture.kind
 
 _SIZES: Mapping[str, Mapping[str, object]] = {
     "adapter": {"bottleneck": 4, "input_scale": 0.3},
     "conv": {"filters": 8, "input_scale": 2.0},
+    "deep": {"hidden": 8, "layers": 2, "activation": "relu", "norm": "layer", "input_scale": 0.3},
     "linear": {"input_scale": 0.3},
     "mlp": {"hidden": 8, "input_scale": 0.3},
 }
@@ -91,3 +92,29 @@ def chosen_form(
     form = form_of(architecture_from_config({**usual, **given, "kind": kind, "num_classes": 1}))
     architecture_of(form, num_classes=1, feature_dim=feature_dim)
     return form
+
+
+def successor_form(
+    old: ExpertForm,
+    kind: str,
+    settings: Mapping[str, object],
+    *,
+    feature_dim: int,
+    feature_map: tuple[int, int, int] | None,
+) -> ExpertForm:
+    """The form that an expert is to be carried over into.
+
+    Args:
+        old: The one that it has.
+        kind: Of the registry.
+        settings: Of the kind, by name; those not given are the old form's where it has some of these names, else as
+            in `chosen_form`.
+        feature_dim, feature_map: As for `chosen_form`.
+
+    Raises:
+        UnknownArchitecture: There is none such, or it does not fit the trunk.
+    """
+    # Of an installed kind no names are known before it is built of them.
+    shared = old.config.keys() if kind == old.kind else old.config.keys() & _SIZES.get(kind, {}).keys()
+    taken = {name: old.config[name] for name in shared}
+    return chosen_form(kind, taken | dict(settings), feature_dim=feature_dim, feature_map=feature_map)

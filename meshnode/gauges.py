@@ -136,11 +136,11 @@ def _peers(node: NodeParts) -> Iterable[Sample]:
 
 def _experts(node: NodeParts) -> Iterable[Sample]:
     yield ("local",), len(node.runtime.host.experts) if node.runtime else 0
-    yield ("mesh",), len(node.runtime.directory.experts()) if node.runtime else 0
+    yield ("mesh",), len(node.runtime.directory.current()) if node.runtime else 0
 
 
 def _replicas_min(node: NodeParts) -> Iterable[Sample]:
-    listings = node.runtime.directory.experts().values() if node.runtime else ()
+    listings = node.runtime.directory.current().values() if node.runtime else ()
     replicas = [len(listing.replicas) for listing in listings]
     if replicas:  # without an expert there is no smallest number
         yield (), min(replicas)

@@ -1,5 +1,8 @@
 """The experts this node hosts: what it serves, what it advertises and what averaging and training change.
 
+Those that are advertised, trained and averaged are the current ones. An expert that another one has succeeded here is
+retired: it still answers who asks for it, and can take its place back.
+
 An expert's parameters change in two ways that overlap in time: the trainer reports a checkpoint, and a committed round
 adds a delta. A checkpoint says how many deltas the trainer had already taken in, and those it had not are added again
 on top of it; nothing that either side learned is lost.
@@ -9,13 +12,10 @@ Legend: P parameters, B batch, D feature, C the expert's classes.
 
 import asyncio
 import copy
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,101 +24,27 @@ from torch import nn
 from experts.architectures.base import Architecture, probabilities
 from experts.architectures.registry import architecture_from_config
 from experts.averaging import Averaged
-from experts.checkpoint import flat_parameters, load_weights, weights_to_array, weights_to_bytes, with_parameters
+from experts.checkpoint import flat_parameters, load_weights, weights_to_bytes
 from experts.errors import ExpertsError
-from meshnode.batches import Batches
 from meshnode.beside import beside
+from meshnode.commits import Commits
 from meshnode.compute import Compute
-from meshnode.errors import Refused
+from meshnode.errors import NoAncestorHere, Refused
 from meshnode.forms import form_of
+from meshnode.generations import build_first, digest_of_vector, drift_of
+from meshnode.hosted import IMPORTED, MIGRATED, TRAINED, Answer, Descent, HostedExpert
 from meshnode.logs import get_logger
-from meshnode.state.rows import Generation, NewWeights, Reached
+from meshnode.state.rows import ExpertRow, Generation, Reached, Standing
 from meshnode.state.state import State
-from protocol.errors import BlobCorrupt, UnknownBlob, UnknownExpert
+from protocol.errors import BlobCorrupt, MalformedLineage, UnknownBlob, UnknownExpert
 from protocol.identifiers import Digest, ExpertUid, digest_of
-from protocol.records import ExpertAdvert
+from protocol.lineage import decode_lineage
 
-__all__ = ["Answer", "Descent", "ExpertHost", "HostedExpert", "IMPORTED"]
+__all__ = ["ExpertHost"]
 
 log = get_logger(__name__)
 
-TRAINED, IMPORTED = "trained", "imported"
-"""Causes of generations that hold something which no other replica has."""
-
-MAX_BATCH_BYTES = 16 * 1024 * 1024
-"""Weights that are built, and that are written, in one go: more would only be held in memory for longer."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """An expert's output for a batch, and which generation gave it."""
-
-    probabilities: np.ndarray
-    """float32 ``(B, C)`` over ``classes``."""
-    classes: tuple[str, ...]
-    generation: int
-    weights: Digest
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Descent:
-    """Where weights come from that an expert is to be hosted with."""
-
-    cause: str = "adopted"
-    """From a peer, or `IMPORTED`: then the group does not have them yet."""
-    round: int = 0
-    """Number of the last averaging round that they hold."""
-    origin: Digest | None = None
-    """Of the weights that they descend from, if not from the initial ones."""
-
-
 ADOPTED = Descent()
-
-
-@dataclass(slots=True)
-class HostedExpert:
-    """One replica. `module` is replaced, never changed, so whoever holds it can go on using it."""
-
-    uid: ExpertUid
-    classes: tuple[str, ...]
-    architecture: Architecture
-    module: nn.Module
-    generation: int
-    weights: Digest
-    committed_at: float
-    """When these parameters were committed, in seconds since the epoch."""
-    since: float
-    """From when on it has been hosted without a break, in seconds since the epoch by the DHT's clock."""
-    origin: Digest
-    """Of the weights that these descend from."""
-    round: int = 0
-    """Number of the last averaging round that these parameters hold; 0 before any."""
-    reference: np.ndarray | None = None
-    """What the replica has learned since is its own alone: the mean of the last round, or what it was adopted with,
-    float32 ``(P,)``; None if it is not known any more."""
-    reference_digest: Digest | None = None
-    drift: float = math.inf
-    """Distance of the parameters from the reference, relative to its norm; infinite without one."""
-    reached: Reached | None = None
-    """The last training run that these parameters hold: what an interrupted one goes on from."""
-    deltas: list[np.ndarray] | None = None
-    """Deltas committed since the current training run began, float32 ``(P,)`` each; None while none is under way."""
-    changed: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def num_parameters(self) -> int:
-        return self.architecture.num_parameters
-
-    def advert(self) -> ExpertAdvert:
-        return ExpertAdvert(
-            uid=self.uid,
-            form=form_of(self.architecture),
-            classes=self.classes,
-            since=self.since,
-            round=self.round,
-            generation=self.generation,
-            weights=self.weights,
-        )
 
 
 class ExpertHost:
@@ -139,18 +65,22 @@ class ExpertHost:
         self._compute = compute
         self._device = device
         self._experts: dict[ExpertUid, HostedExpert] = {}
+        self._retired: dict[ExpertUid, HostedExpert] = {}
         self._unusable: dict[ExpertUid, str] = {}
-        # The rounds of many experts end at the same time.
-        self._building = Batches(self._build_all, size=_change_bytes, most=MAX_BATCH_BYTES)
-        self._writing = Batches(self._write_all, size=_weights_bytes, most=MAX_BATCH_BYTES)
+        self._commits = Commits(state, compute, device=device)
         self.changed = asyncio.Event()
         """Set whenever a generation was committed; whoever waits clears it first."""
 
     async def load(self) -> None:
-        """Take up every expert the state holds, at its newest intact generation."""
+        """Take up every expert the state holds, retired ones too, at its newest intact generation.
+
+        A successor that has lost them all gives its place back.
+        """
+        lost = []
         for row in self._state.hosted_experts():
             generation = self._state.current(row.uid)
             if generation is None:
+                lost.append(row)
                 continue
             try:
                 architecture = architecture_from_config(row.architecture)
@@ -163,7 +93,8 @@ class ExpertHost:
                 continue
             reference = self._kept_reference(row.uid, architecture)
             module.to(self._device)
-            self._experts[row.uid] = HostedExpert(
+            held = self._experts if row.standing == "current" else self._retired
+            held[row.uid] = HostedExpert(
                 uid=row.uid,
                 classes=row.classes,
                 architecture=architecture,
@@ -173,12 +104,26 @@ class ExpertHost:
                 committed_at=generation.created_at,
                 since=self._now_s(),
                 origin=origin,
+                ancestors=row.ancestors,
+                lineage=row.lineage,
+                standing=row.standing,
                 round=generation.round,
                 reference=reference,
-                reference_digest=_digest_of_vector(reference),
-                drift=_drift(flat_parameters(module).cpu().numpy(), reference),
+                reference_digest=digest_of_vector(reference),
+                drift=drift_of(flat_parameters(module).cpu().numpy(), reference),
                 reached=generation.reached,
             )
+        for row in lost:
+            if row.standing == "current" and (ancestor := self._ancestor(row.ancestors)) is not None:
+                self._state.roll_back(row.uid, ancestor.uid)
+                ancestor.standing = "current"
+                self._experts[ancestor.uid] = self._retired.pop(ancestor.uid)
+                log.warning("a successor's weights are lost, rolled back", expert=row.uid, to=ancestor.uid)
+
+    def _ancestor(self, ancestors: Sequence[ExpertUid]) -> HostedExpert | None:
+        """The newest of these that is retired here."""
+        kept = [self._retired[uid] for uid in reversed(ancestors) if uid in self._retired]
+        return next((expert for expert in kept if expert.standing == "retired"), None)
 
     def _kept_reference(self, uid: ExpertUid, architecture: Architecture) -> np.ndarray | None:
         """The newest parameters still kept that were not learned here; None if there are none any more."""
@@ -197,14 +142,30 @@ class ExpertHost:
 
     @property
     def experts(self) -> Mapping[ExpertUid, HostedExpert]:
+        """The current ones: what is advertised, trained and averaged."""
         return self._experts
 
+    @property
+    def retired(self) -> Mapping[ExpertUid, HostedExpert]:
+        """Those that another one has succeeded here, and successors that were rolled back; they only answer."""
+        return self._retired
+
+    def find(self, uid: ExpertUid) -> HostedExpert | None:
+        """The replica hosted here, current or retired; None if there is none."""
+        return self._experts.get(uid) or self._retired.get(uid)
+
     def get(self, uid: ExpertUid) -> HostedExpert:
-        """The replica hosted here.
+        """The replica hosted here, current or retired.
 
         Raises:
-            UnknownExpert: It is not.
+            UnknownExpert: There is none.
         """
+        expert = self.find(uid)
+        if expert is None:
+            raise UnknownExpert(uid)
+        return expert
+
+    def _current(self, uid: ExpertUid) -> HostedExpert:
         try:
             return self._experts[uid]
         except KeyError:
@@ -234,6 +195,19 @@ class ExpertHost:
         output_BC = probabilities(module, features.to(self._device))
         return np.asarray(output_BC.cpu().numpy())
 
+    def check_welcome(self, uid: ExpertUid) -> None:
+        """Whether an expert that is not current here may come to be, without taking another one's place.
+
+        Raises:
+            Refused: A current expert here succeeds it, or it is kept as retired or declined.
+        """
+        kept = self._retired.get(uid)
+        newer = next((expert.uid for expert in self._experts.values() if uid in expert.ancestors), None)
+        if newer is not None:
+            raise Refused(f"the expert {uid} was succeeded here by {newer}", hint="Roll that one back first.")
+        if kept is not None:
+            raise Refused(f"the expert {uid} is kept here already, as {kept.standing}")
+
     async def adopt(
         self,
         uid: ExpertUid,
@@ -254,13 +228,27 @@ class ExpertHost:
         Raises:
             UnknownArchitecture: No peer could be told of its form.
             CorruptWeights: The weights are not its own.
+            MalformedLineage: Its lineage is none.
+            Refused: As `check_welcome`.
         """
+        self.check_welcome(uid)
         form_of(architecture)  # what could not be advertised would end every record of this node
+        lineage = None if descent.lineage is None else decode_lineage(descent.lineage)
+        ancestors, origin = () if lineage is None else lineage.ancestors, descent.origin
+        if origin is None and lineage is not None:
+            origin = lineage.last.weights
         module = architecture.build(uid)
         initial = digest_of(weights_to_bytes(module))
         if weights is not None:
             load_weights(module, weights)
-        self._state.add_expert(uid, architecture=architecture.to_config(), classes=classes, origin=descent.origin)
+        self._state.add_expert(
+            uid,
+            architecture=architecture.to_config(),
+            classes=classes,
+            origin=origin,
+            ancestors=ancestors,
+            lineage=descent.lineage,
+        )
         vector = flat_parameters(module).numpy()
         expert = HostedExpert(
             uid=uid,
@@ -271,11 +259,13 @@ class ExpertHost:
             weights=Digest(""),
             committed_at=0.0,
             since=self._now_s(),
-            origin=descent.origin or initial,
+            origin=origin or initial,
+            ancestors=ancestors,
+            lineage=None if descent.lineage is None else digest_of(descent.lineage),
             round=descent.round,
             reference=None if descent.cause == IMPORTED else vector,
         )
-        expert.reference_digest = _digest_of_vector(expert.reference)
+        expert.reference_digest = digest_of_vector(expert.reference)
         await self._commit(expert, vector, cause=descent.cause if weights else "initial")
         self._experts[uid] = expert
         return expert
@@ -288,18 +278,137 @@ class ExpertHost:
             Refused: It is in training, whose next checkpoint would take their place.
             CorruptWeights: The weights are not its own.
         """
-        expert = self.get(uid)
+        expert = self._current(uid)
         async with expert.changed:
-            if expert.deltas is not None:
-                raise Refused(f"the expert {uid} is in training", hint="`meshnode status` shows when it no longer is.")
+            _check_idle(expert)
             module = copy.deepcopy(expert.module).cpu()
             load_weights(module, weights)
             await self._commit(expert, flat_parameters(module).numpy(), cause=IMPORTED)
 
+    async def succeed(
+        self,
+        old_uid: ExpertUid,
+        *,
+        architecture: Architecture,
+        weights: bytes,
+        lineage: bytes,
+        cause: str,
+        round: int = 0,  # noqa: A002 - as everywhere else
+    ) -> HostedExpert:
+        """Put a new expert in the place of a current one, which is retired: one transaction, and one step of the loop.
+
+        Whoever asks is answered by the old one until then, by the new one afterwards, and by the old one still where
+        it asks for it by its uid.
+
+        Args:
+            old_uid: The one to succeed.
+            architecture: The new one's form.
+            weights: Its parameters, as safetensors.
+            lineage: The document whose last step made it; says its uid, and the weights it descends from.
+            cause: `MIGRATED`, `FOLLOWED` or `IMPORTED`.
+            round: Number of the last averaging round that the weights hold; 0 before any.
+
+        Raises:
+            UnknownExpert: `old_uid` is not hosted here, or not as current.
+            Refused: It is in training, or the new one is current here already.
+            MalformedLineage: The lineage is none, or not that of such a successor.
+            UnknownArchitecture: No peer could be told of the form.
+            CorruptWeights: The weights are not those of the form.
+        """
+        old, document = self._current(old_uid), decode_lineage(lineage)
+        last, uid = document.last, document.last.uid
+        if old_uid not in document.ancestors or last.classes != old.classes:
+            raise MalformedLineage(f"{uid} does not succeed {old_uid}")
+        if form_of(architecture) != last.form:
+            raise MalformedLineage("it is of another form")
+
+        is_shared = cause != IMPORTED
+        built = await self._compute.run_own(
+            partial(build_first, uid, architecture, weights, device=self._device, is_shared=is_shared)
+        )
+        if cause == MIGRATED and digest_of(built.data) != last.weights:
+            raise MalformedLineage("its first weights are others")
+        row = ExpertRow(
+            uid=uid,
+            architecture=architecture.to_config(),
+            classes=old.classes,
+            origin=last.weights,
+            ancestors=document.ancestors,
+            lineage=digest_of(lineage),
+        )
+        async with old.changed:
+            self._current(old_uid)
+            _check_idle(old)
+            if uid in self._experts:
+                raise Refused(f"the expert {uid} is hosted here already")
+            new = HostedExpert(
+                uid=uid,
+                classes=old.classes,
+                architecture=architecture,
+                module=built.module,
+                generation=0,
+                weights=Digest(""),
+                committed_at=0.0,
+                since=0.0,
+                origin=last.weights,
+                ancestors=document.ancestors,
+                lineage=row.lineage,
+                round=round,
+                reference=built.reference,
+                reference_digest=built.digest,
+                drift=built.drift,
+            )
+            write = partial(self._state.succeed, old_uid, row, built.data, lineage, cause=cause, round_=round)
+            return await self._exchange(old, new, "retired", write)
+
+    async def roll_back(self, uid: ExpertUid) -> HostedExpert:
+        """Give a successor's place back to the newest of its ancestors that is retired here; it is declined.
+
+        Returns: The ancestor, current again as it was when it was retired.
+
+        Raises:
+            UnknownExpert: The expert is not hosted here, or not as current.
+            NoAncestorHere: None of its ancestors is.
+            Refused: It is in training.
+        """
+        expert = self._current(uid)
+        async with expert.changed:
+            self._current(uid)
+            _check_idle(expert)
+            ancestor = self._ancestor(expert.ancestors)
+            if ancestor is None:
+                raise NoAncestorHere(uid)
+            return await self._exchange(expert, ancestor, "declined", partial(self._state.roll_back, uid, ancestor.uid))
+
+    async def _exchange(
+        self, gone: HostedExpert, come: HostedExpert, standing: Standing, write: Callable[[], Generation | None]
+    ) -> HostedExpert:
+        """Write that one expert is current in another's place, and have it so here: never both, and never neither.
+
+        Also where the waiting is cancelled: what is current on the disk has to be what is current here.
+        """
+        writing = asyncio.ensure_future(asyncio.to_thread(write))
+        try:
+            await asyncio.shield(writing)
+        finally:
+            if (first := await writing) is not None:
+                come.generation, come.weights, come.committed_at = first.number, first.digest, first.created_at
+            gone.standing, come.standing, come.since = standing, "current", self._now_s()
+            self._retired.pop(come.uid, None)
+            del self._experts[gone.uid]
+            self._retired[gone.uid], self._experts[come.uid] = gone, come
+            self.changed.set()
+        return come
+
     async def begin_training(self, uid: ExpertUid) -> bytes:
-        """Weights to start a training run from; deltas committed from now on are that run's to take in."""
-        expert = self.get(uid)
+        """Weights to start a training run from; deltas committed from now on are that run's to take in.
+
+        Raises:
+            UnknownExpert: It is not hosted here, or not as current.
+        """
+        expert = self._current(uid)
         async with expert.changed:  # a commit under way belongs to these weights
+            self._current(uid)  # it may have been succeeded meanwhile
             expert.deltas = []
             return weights_to_bytes(expert.module)
 
@@ -367,32 +476,6 @@ class ExpertHost:
         """The parameters that all replicas of the expert began with, float32 ``(P,)``; built anew each time."""
         return np.asarray(flat_parameters(self.get(uid).architecture.build(uid)).numpy())
 
-    async def _build_all(self, changes: Sequence["_Change"]) -> "Sequence[_Built | Exception]":
-        # Beside the loop, for answers must not wait for it.
-        return await self._compute.run_own(lambda: [self._built_or_failure(change) for change in changes])
-
-    def _built_or_failure(self, change: "_Change") -> "_Built | Exception":
-        try:
-            return self._built(*change)
-        except Exception as failure:  # noqa: BLE001 - of this one expert, and no other's
-            return failure
-
-    async def _write_all(self, new: Sequence[NewWeights]) -> Sequence[Generation]:
-        return await asyncio.to_thread(self._state.commit_generations, new)
-
-    def _built(self, expert: HostedExpert, change: np.ndarray | Averaged) -> "_Built":
-        """What becomes of the expert with new parameters, or with what a round adds to the present ones."""
-        reference, digest = expert.reference, expert.reference_digest
-        if isinstance(change, Averaged):
-            vector = flat_parameters(expert.module).numpy()
-            vector += change.delta
-            reference, digest = change.mean, _digest_of_vector(change.mean)
-        else:
-            vector = change
-        module = with_parameters(expert.module, torch.from_numpy(vector)).cpu()
-        data = weights_to_array(module).data
-        return _Built(module.to(self._device), data, reference, digest, _drift(vector, reference))
-
     async def _commit(
         self,
         expert: HostedExpert,
@@ -402,49 +485,10 @@ class ExpertHost:
         reached: Reached | None = None,
         number: int | None = None,
     ) -> None:
-        """Write a generation, then serve it: what is advertised can be served, and survives a kill."""
-        number = expert.round if number is None else number
-        built = await self._building.do(_Change(expert, change))
-        new = NewWeights(uid=expert.uid, weights=built.data, cause=cause, reached=reached, round=number)
-        generation = await self._writing.do(new)
-        expert.module, expert.generation, expert.weights = built.module, generation.number, generation.digest
-        expert.committed_at, expert.reached, expert.round = generation.created_at, reached, number
-        expert.reference, expert.reference_digest, expert.drift = built.reference, built.digest, built.drift
+        await self._commits.commit(expert, change, cause=cause, reached=reached, number=number)
         self.changed.set()
 
 
-class _Change(NamedTuple):
-    """What an expert is to become."""
-
-    expert: HostedExpert
-    to: np.ndarray | Averaged
-    """New parameters, or what a round adds to the present ones."""
-
-
-class _Built(NamedTuple):
-    """What a new generation consists of."""
-
-    module: nn.Module
-    data: memoryview
-    reference: np.ndarray | None
-    digest: Digest | None
-    drift: float
-
-
-def _change_bytes(change: _Change) -> int:
-    return 4 * change.expert.num_parameters
-
-
-def _weights_bytes(new: NewWeights) -> int:
-    return len(new.weights)
-
-
-def _digest_of_vector(vector: np.ndarray | None) -> Digest | None:
-    return None if vector is None else digest_of(vector.data)
-
-
-def _drift(vector: np.ndarray, reference: np.ndarray | None) -> float:
-    if reference is None:
-        return math.inf
-    norm = float(np.linalg.norm(reference))
-    return float(np.linalg.norm(vector - reference)) / norm if norm else math.inf
+def _check_idle(expert: HostedExpert) -> None:
+    if expert.deltas is not None:
+        raise Refused(f"the expert {expert.uid} is in training", hint="`meshnode status` shows when it no longer is.")

@@ -9,7 +9,7 @@ from meshnode.errors import NoSuchPeerOrExpert, Refused
 from meshnode.expert_files import already_hosted, expert_to_file, other_origin, read_expert_file
 from meshnode.forms import form_of
 from meshnode.home import Home
-from meshnode.hosting import IMPORTED
+from meshnode.hosted import IMPORTED
 from meshnode.lock import DaemonLock
 from meshnode.mesh import Mesh, load_mesh
 from meshnode.state.rows import ExpertRow
@@ -17,7 +17,7 @@ from meshnode.state.state import State
 from protocol.identifiers import Digest, digest_of
 from protocol.records import ExpertAdvert
 
-__all__ = ["export_kept", "import_kept"]
+__all__ = ["export_kept", "import_kept", "kept_mesh"]
 
 
 def export_kept(home: Home, uid: str) -> bytes:
@@ -37,11 +37,12 @@ def export_kept(home: Home, uid: str) -> bytes:
         if not uid or len(kept) != 1:
             raise NoSuchPeerOrExpert(uid)
         advert, origin = _kept(state, kept[0])
-        return expert_to_file(advert, mesh.mesh_id, origin, state.blobs.get(advert.weights))
+        lineage = None if advert.lineage is None else state.blobs.get(advert.lineage)
+        return expert_to_file(advert, mesh.mesh_id, origin, state.blobs.get(advert.weights), lineage)
 
 
 def import_kept(home: Home, data: bytes, *, replace: bool) -> ExpertAdvert:
-    """Keep the expert of a file in a home; the next daemon on it hosts it.
+    """Keep the expert of a file in a home; the next daemon on it hosts it, in the place of one that it succeeds.
 
     Args:
         data: The file's bytes.
@@ -51,28 +52,72 @@ def import_kept(home: Home, data: bytes, *, replace: bool) -> ExpertAdvert:
 
     Raises:
         ExpertFileRefused: It is no expert of the home's mesh.
-        Refused: The expert is kept already, the file's weights are of another origin, or the home belongs to no mesh.
+        Refused: The expert is kept already, the file's weights are of another origin, a successor of it is current
+            there, it was rolled back there, or the home belongs to no mesh.
         AlreadyRunning: A daemon runs on the home.
     """
     with DaemonLock(home), State(home) as state:
         expert = read_expert_file(data, _mesh_of(home, state))
         advert = expert.advert
-        held = [row for row in state.hosted_experts() if row.uid == advert.uid]
-        if held and not replace:
+        rows = {row.uid: row for row in state.hosted_experts()}
+        held = rows.get(advert.uid)
+        if held is not None and not replace:
             raise already_hosted(advert.uid)
-        if held and _kept(state, held[0])[1] != expert.origin:
+        if held is not None and _kept(state, held)[1] != expert.origin:
             raise other_origin(advert.uid)
-        architecture = expert.architecture.to_config()
-        state.add_expert(advert.uid, architecture=architecture, classes=advert.classes, origin=expert.origin)
-        generation = state.commit_generation(advert.uid, expert.weights, cause=IMPORTED, round_=advert.round)
+        current = {uid: row for uid, row in rows.items() if row.standing == "current"}
+        is_gone = held is not None and advert.uid not in current
+        if is_gone or any(advert.uid in row.ancestors for row in current.values()):
+            raise Refused(f"the expert {advert.uid} was succeeded or rolled back in this home")
+        row = ExpertRow(
+            uid=advert.uid,
+            architecture=expert.architecture.to_config(),
+            classes=advert.classes,
+            origin=expert.origin,
+            ancestors=advert.ancestors,
+            lineage=advert.lineage,
+        )
+        old = next((uid for uid in reversed(advert.ancestors) if uid in current), None)
+        if held is None and old is not None and expert.lineage is not None:
+            generation = state.succeed(old, row, expert.weights, expert.lineage, cause=IMPORTED, round_=advert.round)
+        else:
+            state.add_expert(
+                advert.uid,
+                architecture=row.architecture,
+                classes=row.classes,
+                origin=row.origin,
+                ancestors=row.ancestors,
+                lineage=expert.lineage,
+            )
+            generation = state.commit_generation(advert.uid, expert.weights, cause=IMPORTED, round_=advert.round)
     return msgspec.structs.replace(advert, generation=generation.number)
+
+
+def kept_mesh(home: Home) -> Mesh:
+    """The mesh that a home belongs to, whether a daemon runs on it or not.
+
+    Raises:
+        Refused: It belongs to none.
+        MeshUnreadable: This version of the program cannot follow its spec or build its trunk.
+        StateUnreadable: The ledger is damaged.
+    """
+    if not home.ledger.exists():
+        raise _belongs_to_none(home)
+    state = State(home)
+    # The ledger alone: to open all of the state would clear away what a daemon is writing.
+    with state.ledger.open():
+        return _mesh_of(home, state)
 
 
 def _mesh_of(home: Home, state: State) -> Mesh:
     mesh = load_mesh(state)
     if mesh is None:
-        raise Refused(f"{home.path} belongs to no mesh yet", hint="`meshnode run --join ADDR` takes it into one.")
+        raise _belongs_to_none(home)
     return mesh
+
+
+def _belongs_to_none(home: Home) -> Refused:
+    return Refused(f"{home.path} belongs to no mesh yet", hint="`meshnode run --join ADDR` takes it into one.")
 
 
 def _kept(state: State, row: ExpertRow) -> tuple[ExpertAdvert, Digest]:
@@ -93,5 +138,7 @@ def _kept(state: State, row: ExpertRow) -> tuple[ExpertAdvert, Digest]:
         round=generation.round,
         generation=generation.number,
         weights=generation.digest,
+        ancestors=row.ancestors,
+        lineage=row.lineage,
     )
     return advert, row.origin or digest_of(weights_to_bytes(architecture.build(row.uid)))

@@ -66,14 +66,17 @@ class Mesh:
         """
         return architecture_of(form, num_classes=num_classes, feature_dim=self.spec.feature_dim)
 
-    def uid_of(self, classes: tuple[str, ...], form: ExpertForm) -> ExpertUid:
+    def uid_of(self, classes: tuple[str, ...], form: ExpertForm, ancestors: tuple[ExpertUid, ...] = ()) -> ExpertUid:
         """The uid that an expert of this form for these classes has by definition.
+
+        Args:
+            ancestors: The experts that it succeeds, the oldest first: those of its parent, and the parent.
 
         Raises:
             UnknownArchitecture: As `architecture`.
-            RefusedInput: No expert can have these classes.
+            RefusedInput: No expert can have these classes, or so many ancestors.
         """
-        return expert_uid(self.mesh_id, Digest(self.architecture(form, len(classes)).digest()), classes)
+        return expert_uid(self.mesh_id, Digest(self.architecture(form, len(classes)).digest()), classes, ancestors)
 
     def objection_to(self, advert: ExpertAdvert) -> str | None:
         """Why an advertised expert does not count here; None if its uid is that of the expert it describes.
@@ -81,11 +84,11 @@ class Mesh:
         Nobody can so advertise one expert as another, nor one that this machine could not build.
         """
         try:
-            if self.uid_of(advert.classes, advert.form) == advert.uid:
+            if self.uid_of(advert.classes, advert.form, advert.ancestors) == advert.uid:
                 return None
         except (ExpertsError, RefusedInput) as refusal:
             return str(refusal)
-        return "its uid is not that of its form, classes and mesh"
+        return "its uid is not that of its form, classes, ancestors and mesh"
 
 
 def load_mesh(state: State) -> Mesh | None:

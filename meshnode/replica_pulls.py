@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from experts.errors import ExpertsError
-from meshnode.errors import NodeError
+from meshnode.errors import NodeError, error_document
 from meshnode.replicas import Replicas
 from protocol.errors import ModuleMeshError
 from protocol.identifiers import ExpertUid, PeerId
@@ -66,16 +66,10 @@ class ReplicaPulls:
         pull.state = "pulling"
         try:
             await self._replicas.pull(pull.uid, source=pull.source, progress=pull.note_progress)
-        except (ModuleMeshError, ExpertsError, OSError) as failure:
+        except (ModuleMeshError, ExpertsError, NodeError, OSError) as failure:
             # That nobody delivered it says less than why the last one of them did not.
             cause = failure.__cause__
-            pull.error = _told(cause if isinstance(cause, ModuleMeshError) else failure)
+            pull.error = error_document(cause if isinstance(cause, ModuleMeshError) else failure)
             pull.state = "failed"
         else:
             pull.state = "hosted"
-
-
-def _told(failure: Exception) -> Mapping[str, str | None]:
-    if isinstance(failure, ModuleMeshError):
-        return {"code": str(failure.code), "message": failure.message, "hint": failure.hint}
-    return {"code": NodeError.code, "message": str(failure), "hint": None}

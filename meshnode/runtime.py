@@ -16,11 +16,13 @@ from meshnode.contributions import Contributions
 from meshnode.device import Device
 from meshnode.directory import Directory
 from meshnode.facade import Facade
+from meshnode.following import Following
 from meshnode.home import Home
 from meshnode.hosting import ExpertHost
 from meshnode.inference import RoutedInference
 from meshnode.logs import get_logger
 from meshnode.mesh import Mesh
+from meshnode.migrations import Migrations
 from meshnode.pacing import Pacer
 from meshnode.replica_pulls import ReplicaPulls
 from meshnode.replicas import Replicas
@@ -28,7 +30,8 @@ from meshnode.serving import Serving
 from meshnode.settings.config import NodeConfig
 from meshnode.state.state import State
 from meshnode.telemetry import Telemetry
-from meshnode.trainer.service import LEARNED, Trainer, TrainerParts
+from meshnode.trainer.parts import TrainerParts
+from meshnode.trainer.service import LEARNED, Trainer
 from meshnode.transport.interface import Transport
 from meshnode.transport.moe.interface import MoeNetwork
 from protocol.identifiers import ExpertUid
@@ -167,6 +170,28 @@ class MeshRuntime:
             device=device.used,
             threads=config.compute.threads or 1,
         )
+        trainer = self.trainer if config.train.enabled else None
+        self.following = Following(
+            mesh=mesh,
+            state=state,
+            host=self.host,
+            directory=self.directory,
+            replicas=self.replicas,
+            trainer=trainer,
+            margin=config.preserve.margin,
+            telemetry=telemetry,
+        )
+        self.migrations = Migrations(
+            mesh=mesh,
+            state=state,
+            host=self.host,
+            directory=self.directory,
+            following=self.following,
+            trainer=trainer,
+            transport=transport,
+            margin=config.preserve.margin,
+            telemetry=telemetry,
+        )
         self.averager = Averager(
             transport,
             self.directory,
@@ -200,11 +225,14 @@ class MeshRuntime:
             "router": self._keep_router,
             "housekeeping": self._keep_house,
             "replica pulls": self.replica_pulls.run,
+            "migrations": self.migrations.run,
             "new generations": lambda: self._announce(self.host.changed),
             "new contributions": lambda: self._announce(self.contributions.changed),
         }
         if self._config.train.enabled:
             services["trainer"] = self.trainer.run
+        if self._config.preserve.follow:
+            services["following"] = self.following.run
         if self._config.average.enabled:
             services["averager"] = self.averager.run
         if self.facade is not None:
@@ -221,10 +249,11 @@ class MeshRuntime:
         await self.advertiser.publish(leaving=True)
 
     async def _keep_router(self) -> None:
-        """Take in what peers contributed, whenever the directory has been read."""
+        """Take in what peers contributed, and who succeeds whom, whenever the directory has been read."""
         while True:
             await self.directory.refreshed.wait()
             self.directory.refreshed.clear()
+            self.following.look_again()
             await self.contributions.pull(self._puller, self.directory)
             await self.contributions.solve()
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from experts.errors import MalformedDataset
 from meshnode.compute import Compute
-from meshnode.hosting import Answer, ExpertHost
+from meshnode.hosted import Answer
+from meshnode.hosting import ExpertHost
 from meshnode.inference import RoutedInference
 from meshnode.inference.wire import infer_reply
 from meshnode.telemetry.instruments import Instruments
@@ -91,7 +92,8 @@ class Serving:
         return self._inference
 
     def _check(self, forward: Forward, announced: Announced) -> None:
-        if not any(uid in self._host.experts for uid in forward.experts):
+        hosted = [self._host.find(uid) for uid in forward.experts]
+        if not any(hosted):
             raise UnknownExpert(forward.experts[0])
         features = require_header(announced.tensors, "features", dtype="float32", num_dims=(2,))
         if features.shape[1] != self._feature_dim:
@@ -104,11 +106,8 @@ class Serving:
         _require_no_other(announced, {"features", "rows"} if forward.num_rows else {"features"})
         # A row may be asked of every expert, so what comes of a request can be larger than the request.
         read_bytes = 4 * self._feature_dim * sum(num_rows)
-        hosted = self._host.experts
         answer_bytes = sum(
-            4 * number * len(hosted[uid].classes)
-            for uid, number in zip(forward.experts, num_rows, strict=True)
-            if uid in hosted
+            4 * number * len(expert.classes) for expert, number in zip(hosted, num_rows, strict=True) if expert
         )
         if max(read_bytes, answer_bytes) > MAX_FRAME_BYTES:
             raise FrameTooLarge(max(read_bytes, answer_bytes), MAX_FRAME_BYTES)

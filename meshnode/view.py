@@ -32,6 +32,9 @@ from meshnode.documents import (
 )
 from meshnode.errors import NoSuchPeerOrExpert, Refused
 from meshnode.gauges import NodeGauges
+from meshnode.migration_order import MigrationRequest
+from meshnode.migrations import not_current
+from meshnode.preservation_documents import lineage_document, migration_document
 from meshnode.runtime import MeshRuntime
 from meshnode.settings.config import Settings
 from meshnode.settings.documents import settings_document
@@ -39,6 +42,7 @@ from meshnode.telemetry import Telemetry
 from meshnode.transport.interface import Transport
 from protocol.errors import Draining, MalformedTensor, NotReady
 from protocol.identifiers import Digest, ExpertUid, PeerId
+from protocol.lineage import decode_lineage
 
 if TYPE_CHECKING:
     from meshnode.mqtt.publisher import MqttPublisher
@@ -238,6 +242,40 @@ class NodeView:
         """Host the expert of a file."""
         return {"expert": hosted_document(await self._at_work().replicas.take(data, replace=replace))}
 
+    def migrate_expert(self, uid: str, request: MigrationRequest) -> dict[str, Any]:
+        """Have a hosted expert carried over into another form."""
+        return migration_document(self._at_work().migrations.order(ExpertUid(Digest(uid)), request))
+
+    def expert_migration(self, uid: str) -> dict[str, Any]:
+        """How far that is."""
+        migration = self.runtime.migrations.newest(ExpertUid(Digest(uid))) if self.runtime else None
+        if migration is None:
+            raise NoSuchPeerOrExpert(uid)
+        return migration_document(migration)
+
+    async def roll_back_expert(self, uid: str) -> dict[str, Any]:
+        """Serve what an expert succeeded again, in its place."""
+        runtime, gone = self._at_work(), ExpertUid(Digest(uid))
+        kept = runtime.host.find(gone)
+        if kept is not None and kept.standing != "current":
+            raise not_current(kept)
+        expert = await runtime.host.roll_back(gone)
+        self._events.emit("expert_rolled_back", expert=gone, current=expert.uid)
+        return {"uid": gone, "expert": hosted_document(expert)}
+
+    async def expert_lineage(self, uid: str) -> dict[str, Any]:
+        """Where an expert comes from."""
+        runtime, asked = self._at_work(), ExpertUid(Digest(uid))
+        hosted, listing = runtime.host.find(asked), runtime.directory.experts().get(asked)
+        advert = hosted.advert() if hosted else listing.replicas[0].advert if listing else None
+        if advert is None:
+            raise NoSuchPeerOrExpert(uid)
+        holders = [replica.peer_id for replica in listing.replicas] if listing else []
+        data = await runtime.replicas.lineage(advert, holders)
+        lineage = None if data is None else decode_lineage(data)
+        names = {record.peer_id: record.peer_name for record in runtime.directory.records()}
+        return lineage_document(runtime.mesh, advert, lineage, names)
+
     def _at_work(self) -> MeshRuntime:
         """The node's part in its mesh, while it takes work."""
         if self.draining:
@@ -276,8 +314,9 @@ class NodeView:
         """How many there are, and those that are left out, with the reason."""
         runtime = self.runtime
         return {
-            "local": len(self.experts(local=True)),
-            "mesh": len(self.experts(local=False)),
+            "local": len(runtime.host.experts) if runtime else 0,
+            "retired": len(runtime.host.retired) if runtime else 0,
+            "mesh": len(runtime.directory.current()) if runtime else 0,
             "left_out": left_out_documents(runtime) if runtime else [],
         }
 

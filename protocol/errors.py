@@ -37,6 +37,7 @@ __all__ = [
     "FrameTooLarge",
     "MalformedAddress",
     "MalformedIdentifier",
+    "MalformedLineage",
     "MalformedMessage",
     "MalformedSpec",
     "MalformedTensor",
@@ -72,6 +73,7 @@ class ErrorCode(StrEnum):
     FRAME_TOO_LARGE = "frame_too_large"
     MALFORMED_ADDRESS = "malformed_address"
     MALFORMED_IDENTIFIER = "malformed_identifier"
+    MALFORMED_LINEAGE = "malformed_lineage"
     MALFORMED_MESSAGE = "malformed_message"
     MALFORMED_SPEC = "malformed_spec"
     MALFORMED_TENSOR = "malformed_tensor"
@@ -241,6 +243,17 @@ class MalformedSpec(RefusedInput, code=ErrorCode.MALFORMED_SPEC):
     @property
     def message(self) -> str:
         return f"not a mesh spec of this version: {self.reason}"
+
+
+@dataclass(eq=False)
+class MalformedLineage(RefusedInput, code=ErrorCode.MALFORMED_LINEAGE):
+    """Bytes that are no lineage this version can follow, or that of another expert."""
+
+    reason: ErrorText
+
+    @property
+    def message(self) -> str:
+        return f"not the lineage of this expert, or of another version: {self.reason}"
 
 
 @dataclass(eq=False)

@@ -34,7 +34,9 @@ __all__ = [
     "MAX_FRAME_BYTES",
     "MAX_IMAGES_PER_CALL",
     "MAX_KIND_CHARS",
+    "MAX_LAYERS_PER_SUCCESSION",
     "MAX_LINEAGE",
+    "MAX_LINEAGE_BYTES",
     "MAX_MESSAGE_HEADER_BYTES",
     "MAX_MOMENT_S",
     "MAX_NAME_CHARS",
@@ -154,6 +156,12 @@ MAX_SPEC_BYTES: Final = 16 * KIB
 """A spec is a page of settings; weights are named by digest."""
 MAX_SPEC_TEXT_CHARS: Final = 2048
 """The free text that says what a spec was calibrated on."""
+
+# --- lineages ---
+MAX_LINEAGE_BYTES: Final = 128 * KIB
+"""64 steps of 2 KB: two forms, a handful of layers, tens of classes; and the header of an expert's file holds it."""
+MAX_LAYERS_PER_SUCCESSION: Final = 65
+"""Layers of an expert of which a lineage tells: the 64 hidden ones that `deep` may have, and the output."""
 
 # --- rounds ---
 MAX_ROUND_MEMBERS: Final = 64

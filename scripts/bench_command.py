@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import operator
 import signal
 import sys
 import tempfile
@@ -26,6 +27,13 @@ __all__ = ["Bench", "Measured", "Part", "Target", "alone"]
 
 Raw = Mapping[str, Any]
 
+_RELATIONS: Mapping[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    ">": operator.gt,
+    "=": operator.eq,
+}
+
 
 class Measured(NamedTuple):
     """The figures of one part, and of each what it was made from."""
@@ -40,11 +48,11 @@ class Target:
 
     bound: float
     sign: str = "<="
-    """``<=``, ``>=`` or ``=``."""
+    """``<=``, ``>=``, ``>`` or ``=``."""
 
     def is_met(self, value: float) -> bool:
         """Whether `value` is good enough."""
-        return {"<=": value <= self.bound, ">=": value >= self.bound, "=": value == self.bound}[self.sign]
+        return _RELATIONS[self.sign](value, self.bound)
 
     def __str__(self) -> str:
         return f"{self.sign} {self.bound:g}"
@@ -78,6 +86,7 @@ class Bench:
         quick: How much is measured with ``--quick``.
         quick_help: How long that takes.
         seed_help: What follows from the seed.
+        setting: What all figures depend on, by how much is measured and the seed; its ``seeds`` are all that are used.
     """
 
     name: str
@@ -89,6 +98,7 @@ class Bench:
     quick: Any
     quick_help: str
     seed_help: str
+    setting: Callable[[Any, int], Raw] = lambda _, seed: {"seeds": [seed]}
 
     def main(self, arguments: Sequence[str]) -> int:
         """Run the script; returns its exit code."""
@@ -148,13 +158,15 @@ class Bench:
 
     def _measure(self, options: argparse.Namespace) -> dict[str, Any]:
         chosen = {name: part for name, part in self.parts.items() if set(part.figures) & set(options.only)}
+        effort = self.quick if options.quick else self.full
+        setting = self.setting(effort, options.seed)
         figures: dict[str, float] = {}
         how: dict[str, str] = {}
         raw: dict[str, Any] = {}
         load = psutil.getloadavg()[0]
         with (
             tempfile.TemporaryDirectory(prefix="meshnode-bench-", ignore_cleanup_errors=True) as folder,
-            Stage(Path(folder), self.quick if options.quick else self.full, options.seed) as stage,
+            Stage(Path(folder), effort, options.seed) as stage,
         ):
             for scene, parts in itertools.groupby(chosen.items(), key=lambda named: named[1].scene):
                 with ExitStack() as resources:
@@ -169,9 +181,9 @@ class Bench:
         words += [f"--only {' '.join(figures)}"] if len(figures) < len(self.targets) else []
         return bench_document(
             " ".join(words),
-            [options.seed],
+            setting["seeds"],
             figures,
             targets=self.judged(figures),
-            measured={"how": how, **raw, "load_before": load, "seconds": seconds},
+            measured={"how": how, "setting": setting, **raw, "load_before": load, "seconds": seconds},
             digits=4,
         )

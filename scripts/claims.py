@@ -58,6 +58,27 @@ def _faults(figures: Figures) -> str:
     return f"{wrong:.0f}; {100 * figures['faults_survivors_committed_ratio']:.0f} % of survivors committed at once"
 
 
+def _step0(figures: Figures) -> str:
+    gaps = {words: figures[f"step0_gap_points.{form}"] for form, words in _PRESERVED.items()}
+    return ", ".join(f"{gap:.1f} {words}" for words, gap in gaps.items())
+
+
+def _ten_steps(figures: Figures) -> str:
+    gains = (figures[f"ten_steps_over_scratch_1000_points.{form}"] for form in _PRESERVED)
+    return ", ".join(f"{gain:+.1f}" for gain in gains)
+
+
+def _flops_saved(figures: Figures) -> str:
+    return ", ".join(f"{100 * figures[f'flops_saved_ratio.{form}']:.0f} %" for form in _PRESERVED)
+
+
+_PRESERVED = {
+    "half": "with half the units",
+    "double": "with twice as many",
+    "deeper": "with a layer more",
+    "trunk_half": "on the trunk with half",
+}
+
 _SPLIT, _ROTATED, _MAMMOTH = "split-fashion-mnist", "rotated-fashion-mnist", "split-fashion-mnist-60k"
 
 _CLAIMS = (
@@ -185,6 +206,24 @@ _CLAIMS = (
         _faults,
         "0",
         "bench_averaging",
+    ),
+    _Claim(
+        "points an expert loses on its way into another architecture, without a step of training",
+        _step0,
+        "at most 3",
+        "bench_preservation",
+    ),
+    _Claim(
+        "the same four after ten steps, over a thousand from random weights at the best of five rates",
+        _ten_steps,
+        "more than 0",
+        "bench_preservation",
+    ),
+    _Claim(
+        "their FLOPs to the old accuracy, saved of retraining from the reference CNN",
+        _flops_saved,
+        "",
+        "bench_preservation",
     ),
 )
 

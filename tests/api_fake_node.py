@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from meshnode.api import ApiServer
 from meshnode.home import DaemonNote, Home
+from meshnode.migration_order import MigrationRequest
 
 __all__ = ["EXPERT", "HTTP", "KEY", "PEER_ID", "FakeNode", "Served", "served", "serving_home"]
 
@@ -43,6 +44,12 @@ class FakeNode:
     pulled: list[tuple[str, str | None]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     imported: list[tuple[bytes, bool]] = field(default_factory=list)
+    migration_steps: list[dict[str, Any]] = field(default_factory=list)
+    """How a migration stands each time somebody looks; the last one stays."""
+    migrated: list[tuple[str, MigrationRequest]] = field(default_factory=list)
+    rolled_back: list[str] = field(default_factory=list)
+    line: list[dict[str, Any]] = field(default_factory=list)
+    """The experts of every lineage."""
 
     def _fail(self) -> None:
         if self.failure is not None:
@@ -90,9 +97,12 @@ class FakeNode:
             "classes": ["ankle boot", "bag"],
             "replicas": [replica],
             "local": True,
+            "standing": "current",
+            "ancestors": [],
+            "superseded_by": None,
             "parameters": 1234,
         }
-        return [here] if local else [here, {**here, "uid": "12" * 32, "local": False}]
+        return [here] if local else [here, {**here, "uid": "12" * 32, "local": False, "standing": None}]
 
     def specialization(self) -> dict[str, Any]:
         return {"tasks": ["task-0"], "measured": self.measured}
@@ -149,6 +159,37 @@ class FakeNode:
         self._fail()
         self.imported.append((data, replace))
         return {"expert": {"uid": EXPERT, "classes": ["ankle boot", "bag"], "generation": 4, "weights": "ef" * 32}}
+
+    def migrate_expert(self, uid: str, request: MigrationRequest) -> dict[str, Any]:
+        self._fail()
+        self.migrated.append((uid, request))
+        return self.expert_migration(uid)
+
+    def expert_migration(self, uid: str) -> dict[str, Any]:
+        step = self.migration_steps.pop(0) if len(self.migration_steps) > 1 else self.migration_steps[0]
+        return {
+            "uid": uid,
+            "successor": "5d" * 32,
+            "kind": "mlp",
+            "config": {"feature_dim": 640, "hidden": 16, "input_scale": 0.3},
+            "done": 0,
+            "total": 0,
+            "left_s": None,
+            "followed": False,
+            "accuracy": None,
+            "layers": [],
+            "error": None,
+            **step,
+        }
+
+    async def roll_back_expert(self, uid: str) -> dict[str, Any]:
+        self._fail()
+        self.rolled_back.append(uid)
+        return {"uid": uid, "expert": {"uid": "12" * 32, "classes": ["ankle boot", "bag"]}}
+
+    async def expert_lineage(self, uid: str) -> dict[str, Any]:
+        self._fail()
+        return {"uid": uid, "classes": ["ankle boot", "bag"], "experts": self.line}
 
     def request_shutdown(self) -> None:
         self.shutdowns += 1

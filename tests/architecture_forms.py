@@ -4,14 +4,16 @@ from hypothesis import strategies as st
 
 from experts.architectures.adapter import AdapterArchitecture
 from experts.architectures.conv import ConvArchitecture
+from experts.architectures.deep import DeepArchitecture
 from experts.architectures.linear import LinearArchitecture
 from experts.architectures.mlp import MlpArchitecture
 
-BuiltIn = AdapterArchitecture | ConvArchitecture | LinearArchitecture | MlpArchitecture
+BuiltIn = AdapterArchitecture | ConvArchitecture | DeepArchitecture | LinearArchitecture | MlpArchitecture
 
 SMALL: dict[str, BuiltIn] = {
     "adapter": AdapterArchitecture(feature_dim=12, bottleneck=2, num_classes=2),
     "conv": ConvArchitecture(channels=2, height=3, width=2, filters=3, num_classes=2),
+    "deep": DeepArchitecture(feature_dim=12, hidden=4, layers=2, activation="gelu", norm="layer", num_classes=2),
     "linear": LinearArchitecture(feature_dim=12, num_classes=2),
     "mlp": MlpArchitecture(feature_dim=12, hidden=3, num_classes=2),
 }
@@ -44,4 +46,14 @@ convs = st.builds(
     num_classes=_classes,
     input_scale=_scales,
 )
-architectures: st.SearchStrategy[BuiltIn] = st.one_of(adapters, convs, linears, mlps)
+deeps = st.builds(
+    DeepArchitecture,
+    feature_dim=st.integers(1, 40),
+    hidden=st.integers(1, 9),
+    layers=st.integers(1, 4),
+    activation=st.sampled_from(["relu", "gelu", "tanh", "silu"]),
+    norm=st.sampled_from(["none", "layer"]),
+    num_classes=_classes,
+    input_scale=_scales,
+)
+architectures: st.SearchStrategy[BuiltIn] = st.one_of(adapters, convs, deeps, linears, mlps)

@@ -5,7 +5,7 @@ eye. Vectors are lists, matrices lists of rows; labels are class names; tasks an
 """
 
 from collections.abc import Mapping, Sequence
-from math import cos, exp, log, pi, sqrt
+from math import cos, erf, exp, log, pi, sqrt, tanh
 
 Vector = list[float]
 Matrix = list[list[float]]
@@ -28,6 +28,24 @@ def softmax(logits: Vector, temperature: float = 1.0) -> Vector:
 def linear(weights: Matrix, bias: Vector, inputs: Vector) -> Vector:
     """W x + b."""
     return [sum(w * x for w, x in zip(row, inputs, strict=True)) + b for row, b in zip(weights, bias, strict=True)]
+
+
+def normalised(gain: Vector, bias: Vector, values: Vector, epsilon: float = 1e-5) -> Vector:
+    """gain (z - mean z) / sqrt(var z + epsilon) + bias, over the units of one row."""
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / len(values)
+    return [g * (z - mean) / sqrt(variance + epsilon) + b for g, b, z in zip(gain, bias, values, strict=True)]
+
+
+def activated(word: str, values: Vector) -> Vector:
+    """relu: max(0, z); gelu: z Phi(z); silu: z / (1 + exp(-z)); tanh."""
+    functions = {
+        "relu": lambda z: max(0.0, z),
+        "gelu": lambda z: z * (1 + erf(z / sqrt(2))) / 2,
+        "silu": lambda z: z / (1 + exp(-z)),
+        "tanh": tanh,
+    }
+    return [functions[word](z) for z in values]
 
 
 def cross_entropy(logits: Matrix, labels: Sequence[int]) -> float:

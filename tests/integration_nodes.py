@@ -213,6 +213,9 @@ class Daemon:
     def get(self, path: str, **query: str) -> dict[str, Any]:
         return self._call("GET", path, params=query)
 
+    def post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
+        return self._call("POST", path, json=body)
+
     def status(self) -> dict[str, Any]:
         return self.get("status")
 

@@ -31,7 +31,8 @@ from meshnode.directory import Directory
 from meshnode.forms import chosen_form
 from meshnode.handlers import Handlers
 from meshnode.home import Home
-from meshnode.hosting import ExpertHost, HostedExpert
+from meshnode.hosted import HostedExpert
+from meshnode.hosting import ExpertHost
 from meshnode.inference import RoutedInference
 from meshnode.mesh import MESH_SETTING, Mesh
 from meshnode.pacing import Pacer

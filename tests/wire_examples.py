@@ -95,6 +95,7 @@ ERRORS = [
     errors.FrameTooLarge(10, 9),
     errors.MalformedAddress("x", "no"),
     errors.MalformedIdentifier("digest", "x", "no"),
+    errors.MalformedLineage("no"),
     errors.MalformedMessage("keys", "values", reason="lengths differ"),
     errors.MalformedSpec("no"),
     errors.MalformedTensor("features", "no"),

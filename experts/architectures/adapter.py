@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from experts.architectures.anatomy import Anatomy, Role
 from experts.architectures.sized import SizedArchitecture, require_features
 
 __all__ = ["AdapterArchitecture"]
@@ -52,6 +53,14 @@ class AdapterArchitecture(SizedArchitecture):
         with torch.no_grad():
             module.get_parameter("up.weight").zero_()
         return module
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """The bottleneck, what it adds to the features, and the output."""
+        return Anatomy(
+            roles=(Role(name="down", activation="relu"), Role(name="up", skip=True), Role(name="output")),
+            input_scale=self.input_scale,
+        )
 
     def _module(self) -> nn.Module:
         return _Adapter(self)

@@ -20,6 +20,8 @@ from typing import ClassVar, Self
 import torch
 from torch import nn
 
+from experts.architectures.anatomy import Anatomy
+
 __all__ = ["Architecture", "MAX_PARAMETERS", "probabilities"]
 
 MAX_PARAMETERS = 16_000_000
@@ -33,6 +35,11 @@ class Architecture(ABC):
 
     kind: ClassVar[str]
     """The registry's name for this form."""
+
+    @property
+    def anatomy(self) -> Anatomy | None:
+        """What its layers are for; None if that cannot be said, and its units be carried nowhere."""
+        return None
 
     @property
     @abstractmethod

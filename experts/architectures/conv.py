@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from experts.architectures.anatomy import Anatomy, Role
 from experts.architectures.base import MAX_PARAMETERS
 from experts.architectures.sized import SizedArchitecture, require_features
 from experts.errors import UnknownArchitecture
@@ -76,6 +77,15 @@ class ConvArchitecture(SizedArchitecture):
         """2 (9 channels H W + C) for each filter; products with the zeros around the map count."""
         products = _KERNEL**2 * self.channels * self.height * self.width
         return 2 * (products + self.num_classes) * self.filters
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """The filters over the map that the trunk flattened, and the output."""
+        return Anatomy(
+            roles=(Role(name="conv", activation="relu", pooled=True), Role(name="output")),
+            input_scale=self.input_scale,
+            input_map=(self.channels, self.height, self.width),
+        )
 
     def _module(self) -> nn.Module:
         return _Conv(self)

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from experts.architectures.anatomy import Anatomy, Role
 from experts.architectures.sized import SizedArchitecture, require_features
 
 __all__ = ["LinearArchitecture"]
@@ -38,6 +39,11 @@ class LinearArchitecture(SizedArchitecture):
     def flops_per_sample(self) -> int:
         """2 D C."""
         return 2 * self.feature_dim * self.num_classes
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """The output alone."""
+        return Anatomy(roles=(Role(name="output"),), input_scale=self.input_scale)
 
     def _module(self) -> nn.Module:
         return _Linear(self)

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from experts.architectures.anatomy import Anatomy, Role
 from experts.architectures.sized import SizedArchitecture, require_features
 
 __all__ = ["MlpArchitecture"]
@@ -40,6 +41,13 @@ class MlpArchitecture(SizedArchitecture):
     def flops_per_sample(self) -> int:
         """2 (D + C) for each hidden unit."""
         return 2 * (self.feature_dim + self.num_classes) * self.hidden
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """One hidden layer, and the output."""
+        return Anatomy(
+            roles=(Role(name="hidden", activation="relu"), Role(name="output")), input_scale=self.input_scale
+        )
 
     def _module(self) -> nn.Module:
         return _Mlp(self)

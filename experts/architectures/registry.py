@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from experts.architectures.adapter import AdapterArchitecture
 from experts.architectures.base import MAX_PARAMETERS, Architecture
 from experts.architectures.conv import ConvArchitecture
+from experts.architectures.deep import DeepArchitecture
 from experts.architectures.linear import LinearArchitecture
 from experts.architectures.mlp import MlpArchitecture
 from experts.errors import UnknownArchitecture
@@ -32,7 +33,8 @@ ENTRY_POINT_GROUP = "modulemesh.architectures"
 """Where packages declare kinds."""
 
 _BUILT_IN: Mapping[str, type[Architecture]] = {
-    kind.kind: kind for kind in (AdapterArchitecture, ConvArchitecture, LinearArchitecture, MlpArchitecture)
+    kind.kind: kind
+    for kind in (AdapterArchitecture, ConvArchitecture, DeepArchitecture, LinearArchitecture, MlpArchitecture)
 }
 
 

@@ -1,7 +1,8 @@
-"""What the built-in architectures share: a form that a few sizes and one factor determine.
+"""What the built-in architectures share: a form that a few sizes, words and one factor determine.
 
-Each is a dataclass whose fields are its config: an int field is a size, the float field `input_scale` multiplies the
-features before the first layer. From that follow the checks, the config, and how the module gets its weights.
+Each is a dataclass whose fields are its config: an int field is a size, a Literal one of the words it lists, the float
+field `input_scale` multiplies the features before the first layer. From that follow the checks, the config, and how the
+module gets its weights.
 
 Legend: B batch, D feature.
 """
@@ -10,7 +11,7 @@ import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from torch import nn
@@ -25,10 +26,10 @@ __all__ = ["SizedArchitecture", "require_features"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SizedArchitecture(Architecture):
-    """An architecture given by positive sizes and by factors on the features.
+    """An architecture given by positive sizes, by words and by factors on the features.
 
-    Raises: UnknownArchitecture: If a size is not in [1, `MAX_PARAMETERS`], a factor not in (0, 10], or the sizes
-        together ask for more than `MAX_PARAMETERS`.
+    Raises: UnknownArchitecture: If a size is not in [1, `MAX_PARAMETERS`], a word is none of its field's, a factor not
+        in (0, 10], or the sizes together ask for more than `MAX_PARAMETERS`.
     """
 
     def __post_init__(self) -> None:
@@ -37,6 +38,11 @@ class SizedArchitecture(Architecture):
             if field.type is int:
                 if type(value) is not int or not 1 <= value <= MAX_PARAMETERS:
                     raise UnknownArchitecture(self.kind, reason=f"{field.name} = {value!r} is not a positive number")
+            elif words := get_args(field.type):
+                if value not in words:
+                    raise UnknownArchitecture(
+                        self.kind, reason=f"{field.name} = {value!r} is none of {', '.join(words)}"
+                    )
             elif not 0 < value <= 10:
                 raise UnknownArchitecture(self.kind, reason=f"{field.name} = {value!r} is not in (0, 10]")
         if self.num_parameters > MAX_PARAMETERS:
@@ -52,13 +58,15 @@ class SizedArchitecture(Architecture):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             # 1 and 1.0 are the same factor and must have the same digest.
-            fields[field.name] = value if field.type is int else float(value)
+            fields[field.name] = float(value) if field.type is float else value
         return fields
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> Self:
         """The inverse of `to_config`; every key must be there and no other."""
-        types = {field.name: int if field.type is int else float for field in dataclasses.fields(cls)}
+        types: dict[str, Any] = {
+            field.name: str if get_args(field.type) else field.type for field in dataclasses.fields(cls)
+        }
         if foreign := config.keys() - types.keys() - {"kind"}:
             known = ", ".join(sorted(types))
             raise UnknownArchitecture(

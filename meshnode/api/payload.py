@@ -9,16 +9,26 @@ TypeError, TokenError and RecursionError escape on garbage, and allocates whatev
 
 import math
 import re
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import Request
 
+from meshnode.migration_order import MigrationRequest
 from protocol.errors import FrameTooLarge, MalformedMessage, MalformedTensor
 
-__all__ = ["InferRequest", "image_array", "images_from_npy", "infer_request_from_json", "whole_body"]
+__all__ = [
+    "InferRequest",
+    "image_array",
+    "images_from_npy",
+    "infer_request_from_json",
+    "migration_request_from_json",
+    "whole_body",
+]
+
+T = TypeVar("T")
 
 _Pixel = Annotated[int, msgspec.Meta(ge=0, le=255)]
 _Row = list[_Pixel | list[_Pixel]]
@@ -47,8 +57,17 @@ async def whole_body(request: Request, limit_bytes: int) -> bytes:
 
 def infer_request_from_json(body: bytes) -> InferRequest:
     """Decode and check a JSON body; MalformedMessage names the field that is wrong."""
+    return _from_json(body, InferRequest)
+
+
+def migration_request_from_json(body: bytes) -> MigrationRequest:
+    """As `infer_request_from_json`."""
+    return _from_json(body, MigrationRequest)
+
+
+def _from_json(body: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(body, type=InferRequest)
+        return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise MalformedMessage(reason=str(exc)) from exc
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import msgspec
 from starlette.responses import Response
 
-from meshnode.errors import ExpertFileRefused, NodeError, NoSuchPeerOrExpert, Refused, Timeout
+from meshnode.errors import ExpertFileRefused, NoAncestorHere, NodeError, NoSuchPeerOrExpert, Refused, Timeout
 from protocol import errors
 
 __all__ = ["JsonResponse", "document", "error_response", "failure_response"]
@@ -53,7 +53,7 @@ _STATUSES: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
     ((errors.FrameTooLarge,), 413),
     ((errors.RefusedInput, ExpertFileRefused), 400),
     ((errors.NoRoute, errors.UnknownExpert, errors.UnknownBlob, NoSuchPeerOrExpert), 404),
-    ((errors.ClockSkewed, errors.MeshMismatch, Refused), 409),
+    ((errors.ClockSkewed, errors.MeshMismatch, NoAncestorHere, Refused), 409),
     ((errors.Busy, errors.NotReady, errors.Draining), 503),
     ((errors.CallTimeout, Timeout), 504),
     ((errors.CallFailed, errors.RowsUnanswered), 502),

@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from meshnode.migration_order import MigrationRequest
+
 __all__ = ["Document", "NodeService"]
 
 Document = Mapping[str, object]
@@ -112,6 +114,44 @@ class NodeService(Protocol):
         Raises:
             NodeError: The file is no expert of this mesh, or the expert is hosted here already.
             ModuleMeshError: The node belongs to no mesh yet, or is stopping.
+        """
+        ...
+
+    def migrate_expert(self, uid: str, request: MigrationRequest) -> Document:
+        """Have an expert that is hosted here carried over into another form; returns at once, with how far it is.
+
+        Raises:
+            NoSuchPeerOrExpert: It is not known.
+            NodeError: It is not hosted here, training is off, there is no such form, or it is under way already.
+            ModuleMeshError: The node belongs to no mesh yet, or is stopping.
+        """
+        ...
+
+    def expert_migration(self, uid: str) -> Document:
+        """How far that is: ``state`` is waiting, following, transferring, distilling, judging, done, refused or failed.
+
+        With the ``accuracy`` of both forms once it was measured, what became of each layer, and the ``error``.
+
+        Raises:
+            NoSuchPeerOrExpert: Nobody has asked for it since the node started.
+        """
+        ...
+
+    async def roll_back_expert(self, uid: str) -> Document:
+        """Serve what an expert succeeded again, in its place; its successor is not followed any more.
+
+        Raises:
+            NodeError: Nothing that it succeeded is kept here, or it is in training.
+            ModuleMeshError: It is not hosted here, or the node belongs to no mesh yet.
+        """
+        ...
+
+    async def expert_lineage(self, uid: str) -> Document:
+        """The experts that one was made from, the oldest first, and how each was made; of one known in the mesh.
+
+        Raises:
+            NoSuchPeerOrExpert: It is not known.
+            ModuleMeshError: What tells of it cannot be had from a peer just now, or is another expert's.
         """
         ...
 

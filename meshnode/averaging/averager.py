@@ -26,7 +26,7 @@ from meshnode.telemetry import Telemetry
 from meshnode.transport.interface import Transport
 from protocol.errors import MalformedMessage, MalformedTensor
 from protocol.framing import Announced, Frame
-from protocol.identifiers import ExpertUid, PeerId
+from protocol.identifiers import Digest, ExpertUid, PeerId
 from protocol.limits import MAX_ROUND_MEMBERS
 from protocol.membership import replicas_of, round_number, round_start
 from protocol.messages import (
@@ -69,6 +69,8 @@ class _Doubt(NamedTuple):
 
     round_id: RoundId
     members: tuple[PeerId, ...]
+    origin: Digest
+    """Of the replica that went in."""
     averaged: Averaged
 
 
@@ -207,7 +209,7 @@ class Averager:
             if abandoned is None:
                 return
             if abandoned.doubtful and result.averaged is not None and len(abandoned.left_out) == len(members) - 1:
-                self._doubts[uid] = _Doubt(round_id, members, result.averaged)
+                self._doubts[uid] = _Doubt(round_id, members, proposal.origin, result.averaged)
             if self._transport.peer_id in abandoned.left_out:
                 if abandoned.reason is AbandonReason.STALE:
                     await self._hooks.catch_up(uid)
@@ -252,7 +254,7 @@ class Averager:
             return await asyncio.to_thread(self._host.initial, uid)
 
         async def commit(averaged: Averaged) -> None:
-            await self._hooks.apply(uid, averaged, number)
+            await self._apply(uid, averaged, number, proposal.origin)
             # One that was moved has news of others, and passes it on along the other axes.
             if await beside(len(averaged.delta), _moved, averaged, self._config.min_drift):
                 self._moving_until[uid] = number + cycle
@@ -278,8 +280,16 @@ class Averager:
             return False
         del self._doubts[uid]
         if "committed" in outcomes:
-            await self._hooks.apply(uid, doubt.averaged, doubt.round_id.number)
+            await self._apply(uid, doubt.averaged, doubt.round_id.number, doubt.origin)
         return True
+
+    async def _apply(self, uid: ExpertUid, averaged: Averaged, number: int, origin: Digest) -> None:
+        """Commit what a round came to, unless the replica that went in has gone from here meanwhile.
+
+        An expert that was rolled back and carried over anew has the same uid, and weights of another origin.
+        """
+        if self._host.get(uid).origin == origin:
+            await self._hooks.apply(uid, averaged, number)
 
     def _count(self, round_id: RoundId, members: tuple[PeerId, ...], result: AttemptResult) -> None:
         uid, number, events = round_id.expert, round_id.number, self._telemetry.events

@@ -5,8 +5,9 @@ from collections.abc import Awaitable, Callable
 from experts.averaging import Averaged
 from experts.errors import ExpertsError
 from meshnode.blobs import BlobPuller
-from meshnode.directory import Directory, Replica
+from meshnode.directory import Directory
 from meshnode.hosting import ExpertHost
+from meshnode.listings import Replica
 from meshnode.logs import get_logger
 from protocol.errors import ModuleMeshError
 from protocol.identifiers import ExpertUid
@@ -31,11 +32,12 @@ async def catch_up(uid: ExpertUid, directory: Directory, host: ExpertHost, pulle
     Returns: Whether there was something newer, and it could be had.
     """
     expert, listing = host.get(uid), directory.experts().get(uid)
-    newest = max(listing.replicas, key=_round, default=None) if listing else None
+    # One that was made elsewhere of the same ancestor has the same uid, and parameters that have no mean with these.
+    akin = [one for one in listing.replicas if one.advert.lineage == expert.lineage] if listing else []
+    newest = max(akin, key=_round, default=None)
     if newest is None or newest.advert.round <= expert.round:
         return False
-    assert listing is not None
-    holders = [replica.peer_id for replica in listing.replicas if replica.advert.weights == newest.advert.weights]
+    holders = [replica.peer_id for replica in akin if replica.advert.weights == newest.advert.weights]
     try:
         mean = await host.vector_of(uid, await puller.pull(newest.advert.weights, holders))
     except (ModuleMeshError, ExpertsError, OSError) as failure:  # nobody's weights may end this node's rounds

@@ -70,7 +70,7 @@ class _Reduction:
         if sender not in self.members:
             raise NotReady("the sender is not a member of this round here")
         dtype, length = self.share.part_header
-        if part.dtype != dtype or part.shape != (length,):
+        if part.dtype.newbyteorder("=") != dtype or part.shape != (length,):
             raise MalformedTensor("part", f"{dtype} ({length},) is expected of this round")
         self.parts.setdefault(self.members.index(sender), part)
         if len(self.parts) == len(self.members) - 1:

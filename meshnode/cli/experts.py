@@ -9,7 +9,10 @@ from rich.console import Group
 from rich.text import Text
 
 from meshnode.cli.choosing import single_expert
+from meshnode.cli.expert_align import align_expert
 from meshnode.cli.expert_files import export_expert, import_expert
+from meshnode.cli.expert_lineage import show_lineage
+from meshnode.cli.expert_migrate import migrate_expert, roll_back_expert
 from meshnode.cli.expert_pull import pull_expert
 from meshnode.cli.output import facts, listing
 from meshnode.cli.session import Session
@@ -48,7 +51,7 @@ def _row(expert: dict[str, Any]) -> Sequence[object]:
         expert["kind"],
         ", ".join(expert["classes"]),
         expert["parameters"],
-        "yes" if expert["local"] else "no",
+        "yes" if expert["local"] else expert["standing"] or "no",
         ", ".join(replicas),
     )
 
@@ -91,6 +94,10 @@ def show_expert(
 experts.command("pull")(pull_expert)
 experts.command("export")(export_expert)
 experts.command("import")(import_expert)
+experts.command("align")(align_expert)
+experts.command("migrate")(migrate_expert)
+experts.command("rollback")(roll_back_expert)
+experts.command("lineage")(show_lineage)
 
 
 def _own_part(measured: Mapping[str, Any] | None, uid: str) -> dict[str, Any] | None:

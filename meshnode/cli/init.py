@@ -1,13 +1,13 @@
 """``meshnode init``: a node's folder, its identity, and, if asked, a new mesh. What exists is kept."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from meshnode.cli.form_settings import form_settings
 from meshnode.cli.output import facts
 from meshnode.cli.session import Session
 from meshnode.cli.starter_config import starter_config
@@ -66,7 +66,7 @@ def init(  # noqa: PLR0913  # a parameter an option
     expert: Annotated[
         str,
         typer.Option(
-            metavar="KIND", help="Form of the new mesh's experts: mlp, linear, conv, adapter or an installed one."
+            metavar="KIND", help="Form of the new mesh's experts: mlp, deep, linear, conv, adapter or an installed one."
         ),
     ] = _USUAL_EXPERT,
     expert_set: Annotated[
@@ -84,7 +84,7 @@ def init(  # noqa: PLR0913  # a parameter an option
         raise typer.BadParameter("--expert and --expert-set describe a new mesh: they go with --mesh and --data")
     if data is not None and not data.is_file():
         raise ResourceAbsent(f"there is no task file {data}", hint="Give an .npz file of images and labels.")
-    expert_settings = dict(_setting(text) for text in expert_set or ())
+    expert_settings = form_settings(expert_set or (), "--expert-set")
     from meshnode.settings.config import load_config  # noqa: PLC0415  # pydantic is for init and run only
 
     session = Session.of(context)
@@ -144,19 +144,6 @@ def _ensure_identity(home: Home) -> tuple[bool, str]:
     key = load_or_create_identity(home)
     api_key(home)
     return absent, str(key.peer_id)
-
-
-def _setting(text: str) -> tuple[str, object]:
-    """``hidden=16`` as a name and a value: a whole number, a number, true, false or a word."""
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise typer.BadParameter(f"{text!r}: --expert-set takes NAME=VALUE, such as hidden=16")
-    if value in ("true", "false"):
-        return name, value == "true"
-    for number in (int, float):
-        with suppress(ValueError):
-            return name, number(value)
-    return name, value
 
 
 def _written(created: bool) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from meshnode.cli.output import listing
 from meshnode.cli.session import Session
+from meshnode.cli.teacher_experts import experts_of_teacher
 from meshnode.errors import ResourceAbsent
 
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ def list_sections_of(
     columns = ("CUT", "OUTPUT", "PARAMETERS", "MFLOPS", "VALID", "PORTABLE")
     output = Session.of(context).output
     output.result(document, listing(columns, [_row(section) for section in sections]))
+
+
+teacher.command("experts")(experts_of_teacher)
 
 
 def _row(section: "Section") -> Sequence[object]:

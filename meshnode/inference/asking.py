@@ -1,5 +1,8 @@
 """Asking experts: those of one peer in one call, and those that fail at their next replicas, until the deadline.
 
+Where an expert has superseded older ones, they are its last replicas, so to speak: they answer, under their own uids,
+where all of its own have failed, or are banned.
+
 Legend: B batch, D feature, C class, R rows of one call.
 """
 
@@ -14,10 +17,11 @@ import torch
 
 from experts.combine import ExpertResponse
 from experts.router.gating import Gates
-from meshnode.directory import ExpertListing
 from meshnode.hosting import ExpertHost
 from meshnode.inference.prediction import Call
 from meshnode.inference.standings import LEAST_PATIENCE_S, Standings
+from meshnode.inference.wanted import Question, Wanted
+from meshnode.listings import ExpertListing
 from meshnode.transport.interface import Transport
 from protocol.errors import (
     Busy,
@@ -54,21 +58,6 @@ class Answers:
     calls: list[Call] = field(default_factory=list)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Wanted:
-    """An expert that is to answer rows, and the replicas that are left to ask."""
-
-    listing: ExpertListing
-    rows: torch.Tensor
-    gates: tuple[float, ...]
-    names: Mapping[PeerId, str]
-    """Of the replicas that have not been asked."""
-
-    def without(self, peer_id: PeerId) -> "_Wanted":
-        names = {other: name for other, name in self.names.items() if other != peer_id}
-        return _Wanted(self.listing, self.rows, self.gates, names)
-
-
 class Asker:
     """Asks the experts of a mesh.
 
@@ -89,7 +78,7 @@ class Asker:
         """Ask every expert that any row wants.
 
         Args:
-            listings: Who holds which expert.
+            listings: Who holds which expert, and which older ones it has superseded.
             gates: Which rows want it.
             features_BD: Trunk features of all rows, float32.
             deadline_s: By the monotonic clock.
@@ -104,47 +93,56 @@ class Asker:
             rows = gates.rows_of(uid)
             if len(rows):
                 listing = listings[ExpertUid(uid)]
-                wanted.append(
-                    _Wanted(listing, rows, tuple(gates.weights_BE[rows, column].tolist()), self._names(listing))
-                )
+                left = tuple((one, held) for one in (listing, *listing.older) if (held := self._holders(one)))
+                weights = tuple(gates.weights_BE[rows, column].tolist())
+                wanted.append(Wanted(uid=listing.uid, rows=rows, gates=weights, left=left))
         answers = Answers()
         await self._ask(wanted, features_BD, deadline_s, answers)
         return answers
 
-    def _names(self, listing: ExpertListing) -> dict[PeerId, str]:
+    def _holders(self, listing: ExpertListing) -> dict[PeerId, str]:
         names = {replica.peer_id: replica.peer_name for replica in listing.replicas}
-        if self._host is not None and listing.uid in self._host.experts:
+        # A record of ours that is out of date may list an expert that was succeeded here a moment ago: it answers.
+        if self._host is not None and self._host.find(listing.uid) is not None:
             names[self._transport.peer_id] = "self"
         else:
-            names.pop(self._transport.peer_id, None)  # a record of ours that is out of date
+            names.pop(self._transport.peer_id, None)
         return names
 
     async def _ask(
-        self, wanted: Sequence[_Wanted], features_BD: np.ndarray, deadline_s: float, answers: Answers
+        self, wanted: Sequence[Wanted], features_BD: np.ndarray, deadline_s: float, answers: Answers
     ) -> None:
-        # Those that nobody else holds have calls of their own: they are waited for to the end, the others are not.
-        calls: dict[tuple[PeerId, bool], list[_Wanted]] = {}
+        # Those that nobody else can answer have calls of their own: they are waited for to the end, the others are not.
+        calls: dict[tuple[PeerId, bool], list[Question]] = {}
         for want in wanted:
-            if want.names:
-                calls.setdefault((self._next(want), len(want.names) == 1), []).append(want)
+            if want.left:
+                question = self._next(want)
+                calls.setdefault((question.peer_id, want.num_left == 1), []).append(question)
         shares = [
-            (peer_id, wants[begin : begin + MAX_EXPERTS_PER_CALL])
-            for (peer_id, _), wants in calls.items()
-            for begin in range(0, len(wants), MAX_EXPERTS_PER_CALL)
+            (peer_id, questions[begin : begin + MAX_EXPERTS_PER_CALL])
+            for (peer_id, _), questions in calls.items()
+            for begin in range(0, len(questions), MAX_EXPERTS_PER_CALL)
         ]
         await asyncio.gather(
             *(self._ask_peer(peer_id, share, features_BD, deadline_s, answers) for peer_id, share in shares)
         )
 
-    def _next(self, want: _Wanted) -> PeerId:
-        """This process, if it holds the expert; else the peer that stands best."""
-        mine = self._transport.peer_id
-        return mine if mine in want.names else self._standings.order(list(want.names))[0]
+    def _next(self, want: Wanted) -> Question:
+        """The replica to ask: of the newest expert that has one which is not banned; if all are, of the newest."""
+        best = [self._best(want, listing, holders) for listing, holders in want.left]
+        return next((one for one in best if not self._standings.banned(one.peer_id)), best[0])
+
+    def _best(self, want: Wanted, listing: ExpertListing, holders: Mapping[PeerId, str]) -> Question:
+        """This process, if the expert is current here, or if there is nobody else; else the peer that stands best."""
+        me, others = self._transport.peer_id, [peer_id for peer_id in holders if peer_id != self._transport.peer_id]
+        is_mine = self._host is not None and listing.uid in self._host.experts
+        peer_id = me if is_mine or not others else self._standings.order(others)[0]
+        return Question(want=want, listing=listing, peer_id=peer_id, peer_name=holders[peer_id])
 
     async def _ask_peer(
         self,
         peer_id: PeerId,
-        wants: Sequence[_Wanted],
+        questions: Sequence[Question],
         features_BD: np.ndarray,
         deadline_s: float,
         answers: Answers,
@@ -152,58 +150,60 @@ class Asker:
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             return
-        is_last = len(wants[0].names) == 1
+        is_last = questions[0].want.num_left == 1
         attempt_s = left_s if is_last else min(ATTEMPT_SHARE * left_s, self._standings.patience_s(peer_id))
         began_s = time.perf_counter()
         if self._host is not None and peer_id == self._transport.peer_id:
-            outcomes = await self._at_home(self._host, wants, features_BD, attempt_s)
+            outcomes = await self._at_home(self._host, questions, features_BD, attempt_s)
         else:
-            outcomes = await self._over_the_network(peer_id, wants, features_BD, attempt_s)
+            outcomes = await self._over_the_network(peer_id, questions, features_BD, attempt_s)
         elapsed_ms = 1e3 * (time.perf_counter() - began_s)
         again, pause_s = [], 0.0
-        for want, outcome in zip(wants, outcomes, strict=True):
-            answers.calls.append(_call(want, peer_id, elapsed_ms, outcome))
+        for question, outcome in zip(questions, outcomes, strict=True):
+            want = question.want
+            answers.calls.append(_call(question, elapsed_ms, outcome))
             if isinstance(outcome, Busy) and is_last:
                 again.append(want)  # there is nobody else; it has said when to come back
                 pause_s = max(pause_s, outcome.retry_after_s)
             elif isinstance(outcome, ModuleMeshError):
-                again.append(want.without(peer_id))
+                again.append(want.without(question.listing, peer_id))
             else:
-                response = ExpertResponse(want.listing.classes, want.rows, torch.from_numpy(outcome))
-                answers.responses[want.listing.uid] = response
+                # Under the uid that the gates know, whoever has answered in its place.
+                response = ExpertResponse(question.listing.classes, want.rows, torch.from_numpy(outcome))
+                answers.responses[want.uid] = response
         if again and pause_s < deadline_s - time.monotonic():
             await asyncio.sleep(pause_s)
             await self._ask(again, features_BD, deadline_s, answers)
 
     async def _at_home(
-        self, host: ExpertHost, wants: Sequence[_Wanted], features_BD: np.ndarray, timeout_s: float
+        self, host: ExpertHost, questions: Sequence[Question], features_BD: np.ndarray, timeout_s: float
     ) -> Sequence[Outcome]:
-        async def ask(want: _Wanted) -> Outcome:
+        async def ask(question: Question) -> Outcome:
             try:
                 async with asyncio.timeout(timeout_s):
-                    return (await host.answer(want.listing.uid, features_BD[want.rows.numpy()])).probabilities
+                    return (await host.answer(question.uid, features_BD[question.rows.numpy()])).probabilities
             except TimeoutError:
                 return CallTimeout(self._transport.peer_id, "Forward", timeout_s)
             except ModuleMeshError as failure:
                 return failure
 
-        return await asyncio.gather(*(ask(want) for want in wants))
+        return await asyncio.gather(*(ask(question) for question in questions))
 
     async def _over_the_network(
-        self, peer_id: PeerId, wants: Sequence[_Wanted], features_BD: np.ndarray, timeout_s: float
+        self, peer_id: PeerId, questions: Sequence[Question], features_BD: np.ndarray, timeout_s: float
     ) -> Sequence[Outcome]:
-        request = forward_request({want.listing.uid: want.rows.numpy() for want in wants}, features_BD)
+        request = forward_request({question.uid: question.rows.numpy() for question in questions}, features_BD)
         standings = self._standings
         standings.asking(peer_id)
         began_s = time.perf_counter()
         try:
             reply = await self._transport.call(peer_id, request, timeout_s=timeout_s)
-            outcomes = _outcomes(reply, wants, peer_id)
+            outcomes = _outcomes(reply, questions)
         except asyncio.CancelledError:
             standings.left(peer_id)
             raise
         except ModuleMeshError as failure:  # whatever a peer answers with is its failure, never the query's
-            outcomes = [failure] * len(wants)
+            outcomes = [failure] * len(questions)
         failures = [outcome for outcome in outcomes if isinstance(outcome, ModuleMeshError)]
         busy_s = [failure.retry_after_s for failure in failures if isinstance(failure, Busy)]
         if any(_counts(failure, timeout_s) for failure in failures):
@@ -244,22 +244,22 @@ def forward_request(rows: Mapping[ExpertUid, np.ndarray], features_BD: np.ndarra
     return Frame(message, {"features": features_BD[sent_R], "rows": places_R})
 
 
-def _outcomes(reply: Frame, wants: Sequence[_Wanted], peer_id: PeerId) -> list[Outcome]:
+def _outcomes(reply: Frame, questions: Sequence[Question]) -> list[Outcome]:
     message = reply.message
-    if not isinstance(message, ForwardReply) or len(message.answers) != len(wants):
+    if not isinstance(message, ForwardReply) or len(message.answers) != len(questions):
         raise NotReady("the peer answered something else")
     return [
-        _outcome(reply, number, answer, want, peer_id)
-        for number, (answer, want) in enumerate(zip(message.answers, wants, strict=True))
+        _outcome(reply, number, answer, question)
+        for number, (answer, question) in enumerate(zip(message.answers, questions, strict=True))
     ]
 
 
-def _outcome(reply: Frame, number: int, answer: ExpertAnswer | ErrorReply, want: _Wanted, peer_id: PeerId) -> Outcome:
+def _outcome(reply: Frame, number: int, answer: ExpertAnswer | ErrorReply, question: Question) -> Outcome:
     if isinstance(answer, ErrorReply):
-        return error_from_wire(answer.code, answer.message, answer.data, peer_id=peer_id)
-    if answer.classes != want.listing.classes:
+        return error_from_wire(answer.code, answer.message, answer.data, peer_id=question.peer_id)
+    if answer.classes != question.listing.classes:
         return NotReady("the peer answered for other classes than it advertises")
-    name, shape = f"probabilities.{number}", (len(want.rows), len(answer.classes))
+    name, shape = f"probabilities.{number}", (len(question.rows), len(answer.classes))
     try:
         probabilities_RC = require_tensor(reply.tensors, name, dtype="float32", shape=shape, finite=True)
     except ModuleMeshError as refusal:
@@ -270,13 +270,13 @@ def _outcome(reply: Frame, number: int, answer: ExpertAnswer | ErrorReply, want:
     return probabilities_RC
 
 
-def _call(want: _Wanted, peer_id: PeerId, elapsed_ms: float, outcome: Outcome) -> Call:
+def _call(question: Question, elapsed_ms: float, outcome: Outcome) -> Call:
     return Call(
-        expert=want.listing.uid,
-        peer_id=peer_id,
-        peer_name=want.names[peer_id],
-        rows=tuple(want.rows.tolist()),
-        gates=want.gates,
+        expert=question.uid,
+        peer_id=question.peer_id,
+        peer_name=question.peer_name,
+        rows=tuple(question.rows.tolist()),
+        gates=question.want.gates,
         elapsed_ms=elapsed_ms,
         error=str(outcome) if isinstance(outcome, ModuleMeshError) else None,
     )

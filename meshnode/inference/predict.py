@@ -1,8 +1,9 @@
 """Routed inference: y = sum_i g_i(x) E_i(x) over experts that live on many machines.
 
 Rows are grouped per expert and experts per peer; all peers are asked at the same time, and an expert whose replica
-fails is asked at its next replica until the deadline. What stays silent is reported as missing gate mass; a row without
-any answer is an error that names the experts, never a zero.
+fails is asked at its next replica until the deadline; after its last one, the older experts that it supersedes are
+asked. What stays silent is reported as missing gate mass; a row without any answer is an error that names the experts,
+never a zero.
 
 Legend: B batch, D feature, C class, E expert.
 """
@@ -21,11 +22,12 @@ from experts.router.gating import Gates, gate
 from experts.trunk.base import features_of
 from meshnode.compute import Compute
 from meshnode.contributions import RouterView
-from meshnode.directory import Directory, ExpertListing
+from meshnode.directory import Directory
 from meshnode.hosting import ExpertHost
 from meshnode.inference.asking import Asker
 from meshnode.inference.prediction import Prediction
 from meshnode.inference.standings import Standings
+from meshnode.listings import ExpertListing
 from meshnode.mesh import Mesh
 from meshnode.telemetry.instruments import Instruments
 from meshnode.transport.interface import Transport
@@ -102,7 +104,7 @@ class RoutedInference:
     async def _predict(self, images: np.ndarray, *, timeout_s: float, top_k: int | None) -> Prediction:
         began_s, deadline_s = time.perf_counter(), time.monotonic() + timeout_s
         view = self._view()
-        experts = self._directory.experts()
+        experts = self._directory.current()
         if not experts:
             raise NoRoute()
         settings = self._mesh.spec.router

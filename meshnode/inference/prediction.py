@@ -17,11 +17,12 @@ class Call:
     """One expert asked at one peer for some rows of a batch."""
 
     expert: ExpertUid
+    """The one that was asked: what the gates chose, or an older one that it supersedes, in its place."""
     peer_id: PeerId
     peer_name: str
     rows: tuple[int, ...]
     gates: tuple[float, ...]
-    """Gate weight of the expert for each of `rows`."""
+    """Gate weight of the expert that was chosen, for each of `rows`."""
     elapsed_ms: float
     """Of the call that carried the question, which may have carried those to other experts of the peer too."""
     error: str | None

@@ -28,6 +28,7 @@ from meshnode.settings.sections import (
     MqttSection,
     NetSection,
     NodeSection,
+    PreserveSection,
     ServeSection,
     TrainSection,
 )
@@ -59,6 +60,7 @@ class NodeConfig(BaseModel):
     compute: ComputeSection = Field(default_factory=ComputeSection)
     train: TrainSection = Field(default_factory=TrainSection)
     average: AverageSection = Field(default_factory=AverageSection)
+    preserve: PreserveSection = Field(default_factory=PreserveSection)
     serve: ServeSection = Field(default_factory=ServeSection)
     api: ApiSection = Field(default_factory=ApiSection)
     mqtt: MqttSection = Field(default_factory=MqttSection)

@@ -31,6 +31,7 @@ __all__ = [
     "MqttSection",
     "NetSection",
     "NodeSection",
+    "PreserveSection",
     "ServeSection",
     "TeacherSetting",
     "TrainSection",
@@ -346,6 +347,16 @@ class AverageSection(_Section):
         if self.timeout_s >= self.every_s:
             raise ValueError("timeout must be shorter than every")
         return self
+
+
+class PreserveSection(_Section):
+    """How experts here change to another form, and what must not be lost by it."""
+
+    follow: bool = True
+    """Take over the new form of a hosted expert that a peer has carried over, if hardly anything is lost here by it.
+    Without this the old form stays, and goes on being served."""
+    margin: float = Field(default=0.01, ge=0, le=1)
+    """How far a new form's accuracy on held-out images may be below the old one's; more, and the old one stays."""
 
 
 class ServeSection(_Section):

@@ -16,13 +16,13 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from meshnode.errors import StateTooNew, StateUnreadable
-from meshnode.state.rows import ContributionRow, ExpertRow, Generation, Reached, TaskRow
+from meshnode.state.rows import ContributionRow, ExpertRow, Generation, Reached, Standing, TaskRow
 from protocol.errors import UnknownExpert
 from protocol.identifiers import ExpertUid
 
 __all__ = ["Ledger", "SCHEMA_VERSION"]
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 
 _SCHEMA: Final = (
     "CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
@@ -31,8 +31,12 @@ _SCHEMA: Final = (
         kind TEXT NOT NULL,
         architecture TEXT NOT NULL, -- JSON object
         classes TEXT NOT NULL,      -- JSON array
-        origin TEXT                -- digest; NULL for the initial weights
+        origin TEXT,                -- digest; NULL for the initial weights
+        ancestors TEXT NOT NULL DEFAULT '[]', -- JSON array of uids, the oldest first
+        lineage TEXT,               -- digest; NULL without ancestors
+        standing TEXT NOT NULL DEFAULT 'current'
     ) STRICT""",
+    "CREATE TABLE declined (uid TEXT PRIMARY KEY) STRICT",
     """CREATE TABLE generations (
         uid TEXT NOT NULL REFERENCES experts (uid) ON DELETE CASCADE,
         number INTEGER NOT NULL,
@@ -68,8 +72,17 @@ _UPGRADES: Final = (
         "ALTER TABLE experts ADD COLUMN origin TEXT",
         "ALTER TABLE generations ADD COLUMN round INTEGER NOT NULL DEFAULT 0",
     ),
+    (
+        "ALTER TABLE experts ADD COLUMN ancestors TEXT NOT NULL DEFAULT '[]'",
+        "ALTER TABLE experts ADD COLUMN lineage TEXT",
+        "ALTER TABLE experts ADD COLUMN standing TEXT NOT NULL DEFAULT 'current'",
+        "CREATE TABLE declined (uid TEXT PRIMARY KEY) STRICT",
+    ),
 )
 """From each version to the next, the first one's first; a column that is added stands where a new ledger has it."""
+
+
+_INSERT_EXPERT: Final = "INSERT INTO experts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class Ledger:
@@ -137,24 +150,72 @@ class Ledger:
 
     def add_expert(self, expert: ExpertRow) -> None:
         """Host an expert. One that is hosted stays as it is: its uid stands for all that is written here."""
-        values = (
-            expert.uid,
-            expert.kind,
-            _to_json(expert.architecture),
-            _to_json(expert.classes),
-            expert.origin,
-        )
         with self._transaction() as db:
-            db.execute("INSERT INTO experts VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
+            db.execute(f"{_INSERT_EXPERT} ON CONFLICT DO NOTHING", _expert_values(expert))
+
+    def succeed(self, old: ExpertUid, expert: ExpertRow, generation: Generation) -> Generation:
+        """Have an expert take another one's place, all at once.
+
+        Args:
+            old: A current one; retired from now on.
+            expert: The new one. If it is kept as declined, it comes anew: what was kept of it belongs to another
+                succession, and is forgotten.
+            generation: Its first one, whose blob is stored already; the number is of no matter.
+
+        Returns: The generation with its number.
+
+        Raises:
+            UnknownExpert: `old` is not hosted here, or not as current.
+        """
+        with self._transaction() as db:
+            self._change_standing(db, old, "current", "retired")
+            db.execute(
+                f"{_INSERT_EXPERT} ON CONFLICT DO UPDATE SET origin = excluded.origin, lineage = excluded.lineage, "
+                "standing = excluded.standing",
+                _expert_values(expert),
+            )
+            written = _write_generation(db, generation)
+            db.execute("DELETE FROM generations WHERE uid = ? AND number < ?", (expert.uid, written.number))
+            db.execute("DELETE FROM declined WHERE uid = ?", (expert.uid,))
+        return written
+
+    def roll_back(self, uid: ExpertUid, to: ExpertUid) -> None:
+        """Have a retired expert take its place back from its successor, which is declined, all at once.
+
+        Raises:
+            UnknownExpert: One of them is not kept here, or not as what it has to be.
+        """
+        with self._transaction() as db:
+            self._change_standing(db, uid, "current", "declined")
+            self._change_standing(db, to, "retired", "current")
+            db.execute("INSERT OR IGNORE INTO declined VALUES (?)", (uid,))
+
+    def decline(self, uid: ExpertUid) -> None:
+        """Remember that a successor is not wanted, hosted or not."""
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO declined VALUES (?)", (uid,))
+
+    def is_declined(self, uid: ExpertUid) -> bool:
+        """Whether this was remembered."""
+        return bool(self._rows("SELECT 1 FROM declined WHERE uid = ?", uid))
+
+    @staticmethod
+    def _change_standing(db: sqlite3.Connection, uid: ExpertUid, before: Standing, after: Standing) -> None:
+        changed = db.execute("UPDATE experts SET standing = ? WHERE uid = ? AND standing = ?", (after, uid, before))
+        if not changed.rowcount:
+            raise UnknownExpert(uid)
 
     def experts(self) -> tuple[ExpertRow, ...]:
-        """All hosted experts, sorted by uid."""
+        """All experts kept here, whatever their standing, sorted by uid."""
         return tuple(
             ExpertRow(
                 uid=row["uid"],
                 architecture=json.loads(row["architecture"]),
                 classes=tuple(json.loads(row["classes"])),
                 origin=row["origin"],
+                ancestors=tuple(json.loads(row["ancestors"])),
+                lineage=row["lineage"],
+                standing=row["standing"],
             )
             for row in self._rows("SELECT * FROM experts ORDER BY uid")
         )
@@ -171,7 +232,7 @@ class Ledger:
             UnknownExpert: An expert is not hosted here.
         """
         with self._transaction() as db:
-            return tuple(_add_generation(db, generation) for generation in generations)
+            return tuple(_write_generation(db, generation) for generation in generations)
 
     def generations(self, uid: ExpertUid) -> tuple[Generation, ...]:
         """What is kept of an expert, the newest first; empty for one that is not hosted."""
@@ -277,7 +338,20 @@ class Ledger:
                 raise StateUnreadable(self._path, str(exc)) from exc
 
 
-def _add_generation(db: sqlite3.Connection, generation: Generation) -> Generation:
+def _expert_values(expert: ExpertRow) -> tuple[str | None, ...]:
+    return (
+        expert.uid,
+        expert.kind,
+        _to_json(expert.architecture),
+        _to_json(expert.classes),
+        expert.origin,
+        _to_json(expert.ancestors),
+        expert.lineage,
+        expert.standing,
+    )
+
+
+def _write_generation(db: sqlite3.Connection, generation: Generation) -> Generation:
     uid, reached = generation.uid, generation.reached
     if not db.execute("SELECT 1 FROM experts WHERE uid = ?", (uid,)).fetchone():
         raise UnknownExpert(uid)

@@ -2,10 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from protocol.identifiers import Digest, ExpertUid, PeerId
 
-__all__ = ["ContributionRow", "ExpertRow", "Generation", "NewWeights", "Reached", "TaskRow"]
+__all__ = ["ContributionRow", "ExpertRow", "Generation", "NewWeights", "Reached", "Standing", "TaskRow"]
+
+Standing = Literal["current", "retired", "declined"]
+"""How an expert is kept: as what is advertised, trained and averaged; as one that another one here has succeeded; or as
+a successor that was rolled back. The latter two are kept to go back to, and answer whoever still asks for them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +24,11 @@ class ExpertRow:
     """What it answers for, in the order of its module's columns."""
     origin: Digest | None = None
     """Of the weights that its own descend from; None if these are the initial ones of its uid."""
+    ancestors: tuple[ExpertUid, ...] = ()
+    """The experts that it succeeds, the oldest first."""
+    lineage: Digest | None = None
+    """Of the blob that says how; None without ancestors."""
+    standing: Standing = "current"
 
     @property
     def kind(self) -> str:
@@ -43,7 +53,8 @@ class Generation:
     digest: Digest
     """Of the blob with the weights."""
     cause: str
-    """What made it: "initial", "adopted", "imported", "trained", "averaged", "pulled"."""
+    """What made it: "initial", "adopted", "imported", "trained", "averaged", "pulled", "migrated",
+    "followed"."""
     parent: Digest | None
     """Weights it was made from; None for the first."""
     created_at: float

@@ -37,7 +37,8 @@ class State:
 
     Attributes:
         blobs: Immutable bytes by digest. A blob outlives a restart only if something names it: a generation,
-            a contribution, a task, a setting whose value is its digest; or, for a trunk, a spec so named.
+            an expert as its lineage, a contribution, a task, a setting whose value is its digest; or, for a trunk, a
+            spec so named.
         ledger: Everything else.
     """
 
@@ -89,6 +90,8 @@ class State:
         architecture: Mapping[str, object],
         classes: tuple[str, ...],
         origin: Digest | None = None,
+        ancestors: tuple[ExpertUid, ...] = (),
+        lineage: bytes | None = None,
     ) -> None:
         """Host an expert from now on; nothing to do if it is hosted already.
 
@@ -97,12 +100,86 @@ class State:
             architecture: A JSON object with ``kind``, enough to build its module.
             classes: In the order of its module's columns.
             origin: Of weights that its own descend from, if not from the initial ones.
+            ancestors: The experts that it succeeds, the oldest first.
+            lineage: The document that says how; None without ancestors.
         """
-        self.ledger.add_expert(ExpertRow(uid=uid, architecture=architecture, classes=classes, origin=origin))
+        digest = None if lineage is None else self.blobs.put(lineage)
+        self.ledger.add_expert(
+            ExpertRow(
+                uid=uid,
+                architecture=architecture,
+                classes=classes,
+                origin=origin,
+                ancestors=ancestors,
+                lineage=digest,
+            )
+        )
 
     def hosted_experts(self) -> tuple[ExpertRow, ...]:
-        """All hosted experts, sorted by uid."""
+        """All experts kept here, retired and declined ones too, sorted by uid."""
         return self.ledger.experts()
+
+    def succeed(
+        self,
+        old: ExpertUid,
+        expert: ExpertRow,
+        weights: bytes | memoryview,
+        lineage: bytes,
+        *,
+        cause: str,
+        round_: int = 0,
+    ) -> Generation:
+        """Have a new expert take another one's place; a kill leaves the one or the other current, and both whole.
+
+        Args:
+            old: A current expert; retired from now on, which keeps its generations.
+            expert: The new one, which names the digest of `lineage`. One that was declined is welcome again.
+            weights: Its first ones.
+            lineage: The document that says how it was made.
+            cause: What made the weights: "migrated", "followed", "imported".
+            round_: Number of the last averaging round that they hold; 0 before any.
+
+        Returns: Its first generation.
+
+        Raises:
+            UnknownExpert: `old` is not hosted here, or not as current.
+        """
+        with self._changing:
+            if old not in self._held:
+                self.current(old)
+            digest = self.blobs.put(lineage)
+            assert digest == expert.lineage, "another document than the expert names"
+            first = Generation(
+                uid=expert.uid,
+                digest=self.blobs.put(weights),
+                cause=cause,
+                parent=self._held.get(old),
+                created_at=time.time(),
+                reached=None,
+                round=round_,
+            )
+            forgotten = self._named_by(expert.uid)
+            generation = self.ledger.succeed(old, expert, first)
+            self._superseded |= forgotten
+            self._held[expert.uid] = generation.digest
+            return generation
+
+    def roll_back(self, uid: ExpertUid, to: ExpertUid) -> None:
+        """Give a successor's place back to a retired expert, and remember that the successor was declined.
+
+        Raises:
+            UnknownExpert: `uid` is not hosted here as current, or `to` is not retired here.
+        """
+        with self._changing:
+            self.ledger.roll_back(uid, to)
+
+    def decline(self, uid: ExpertUid) -> None:
+        """Remember that a successor is not wanted here, such as one that was judged worse; it need not be hosted."""
+        self.ledger.decline(uid)
+
+    def is_declined(self, uid: ExpertUid) -> bool:
+        """Whether this was remembered of the expert: by `decline`, or by `roll_back`."""
+        return self.ledger.is_declined(uid)
 
     def commit_generation(
         self,
@@ -232,6 +309,11 @@ class State:
             self._superseded.clear()
         return deleted
 
+    def _named_by(self, uid: ExpertUid) -> set[Digest]:
+        """The blobs of one expert."""
+        lineages = (expert.lineage for expert in self.ledger.experts() if expert.uid == uid)
+        return {*(generation.digest for generation in self.ledger.generations(uid)), *filter(None, lineages)}
+
     def _drop_old_generations(self, uid: ExpertUid) -> set[Digest]:
         generations = self.ledger.generations(uid)
         whole = [generation.number for generation in generations if self.blobs.is_whole(generation.digest)]
@@ -249,7 +331,8 @@ class State:
         tasks = (row.digest for row in self.ledger.tasks())
         settings = [Digest(value) for value in self.ledger.settings().values() if is_digest(value)]
         trunks = (self._trunk_of(digest) for digest in settings)
-        return {*generations, *contributions, *tasks, *settings, *filter(None, trunks)}
+        lineages = (expert.lineage for expert in self.ledger.experts())
+        return {*generations, *contributions, *tasks, *settings, *filter(None, trunks), *filter(None, lineages)}
 
     def _trunk_of(self, digest: Digest) -> Digest | None:
         """The trunk that the blob of this digest names, if it is a mesh spec."""

@@ -57,5 +57,10 @@ class ReplayMemory:
 
     def images_of(self, classes: Collection[str]) -> np.ndarray:
         """What is remembered of these classes, uint8 ``(N, H, W[, channels])``."""
-        wanted = [row for row, label in enumerate(self._buffer.labels) if label in classes]
-        return self._buffer.images[wanted]
+        return self.labelled(classes)[0]
+
+    def labelled(self, classes: Collection[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The same with the N class names."""
+        labels = self._buffer.labels
+        wanted = [row for row, label in enumerate(labels) if label in classes]
+        return self._buffer.images[wanted], tuple(labels[row] for row in wanted)

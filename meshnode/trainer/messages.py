@@ -9,16 +9,24 @@ from typing import Any, BinaryIO, Literal
 
 import msgspec
 
+from protocol.lineage import Accuracy, LayerTransfer
+
 __all__ = [
     "AddDelta",
     "Checkpoint",
+    "Compare",
+    "Compared",
     "ExpertJob",
+    "ExpertWeights",
     "FromTrainer",
     "Learn",
     "Learned",
     "LearningFailed",
     "Measure",
     "Measured",
+    "Migrate",
+    "Migrated",
+    "MigrationFailed",
     "Progress",
     "Scan",
     "Settings",
@@ -142,7 +150,40 @@ class Measure(_Message, frozen=True):
     tasks: tuple[TaskFile, ...]
 
 
-ToTrainer = Setup | Scan | Learn | AddDelta | Measure
+class ExpertWeights(msgspec.Struct, frozen=True, kw_only=True):
+    """A module to be built: its form, and what it has learned, as safetensors."""
+
+    architecture: dict[str, Any]
+    weights: bytes
+
+
+class Migrate(_Message, frozen=True):
+    """Carry an expert over into another form, and see how well it does there."""
+
+    successor: str
+    """The new expert's uid, from which the weights are drawn that nothing is carried over to."""
+    classes: tuple[str, ...]
+    old: ExpertWeights
+    new: dict[str, Any]
+    """The new architecture's config."""
+    transfer: dict[str, Any]
+    """Fields of `experts.preservation.transfer.TransferConfig`."""
+    steps: int
+    """Distillation steps that the new one then takes with the old one as its teacher; 0 for none."""
+    tasks: tuple[TaskFile, ...]
+    """Learned ones, whose images of these classes are used beside the replay memory's."""
+
+
+class Compare(_Message, frozen=True):
+    """Ask two experts for the same classes about what this node holds out of its images."""
+
+    classes: tuple[str, ...]
+    old: ExpertWeights
+    new: ExpertWeights
+    tasks: tuple[TaskFile, ...]
+
+
+ToTrainer = Setup | Scan | Learn | AddDelta | Measure | Migrate | Compare
 
 
 class TrainerReady(_Message, frozen=True):
@@ -167,10 +208,11 @@ class Statistics(_Message, frozen=True):
 
 class Progress(_Message, frozen=True):
     stage: str
-    """"teacher" or "distil"."""
+    """"teacher" or "distil"; of a migration "transfer", "distil" or "judge"."""
     done: int
     total: int
-    loss: float
+    loss: float | None
+    """None in a stage that descends none."""
     left_s: float
     """Estimated seconds until the stage ends."""
 
@@ -215,7 +257,40 @@ class Measured(_Message, frozen=True):
     """Images of each class that were looked at."""
 
 
-FromTrainer = TrainerReady | Tasks | Statistics | Progress | Checkpoint | Learned | LearningFailed | Measured
+class Compared(_Message, frozen=True):
+    """Two experts on the images of their classes that this node holds out."""
+
+    accuracy: Accuracy | None
+    """None if it has none."""
+
+
+class Migrated(_Message, frozen=True):
+    """The expert in its new form; whether it takes the old one's place is the daemon's to decide."""
+
+    weights: bytes
+    layers: tuple[LayerTransfer, ...]
+    accuracy: Accuracy
+
+
+class MigrationFailed(_Message, frozen=True):
+    """The expert cannot be carried over here as it was asked for; the worker lives on."""
+
+    reason: str
+
+
+FromTrainer = (
+    TrainerReady
+    | Tasks
+    | Statistics
+    | Progress
+    | Checkpoint
+    | Learned
+    | LearningFailed
+    | Measured
+    | Migrated
+    | MigrationFailed
+    | Compared
+)
 
 _to_trainer: msgspec.msgpack.Decoder[ToTrainer] = msgspec.msgpack.Decoder(ToTrainer)
 _from_trainer: msgspec.msgpack.Decoder[FromTrainer] = msgspec.msgpack.Decoder(FromTrainer)

@@ -7,8 +7,7 @@ again and goes on with the interrupted task from the last checkpoint; the node g
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Literal
 
@@ -18,16 +17,11 @@ import torch
 from experts.continual.assessment import assign_classes
 from experts.errors import ExpertsError
 from experts.router.specialization import Specialization
-from meshnode.contributions import Contributions
-from meshnode.directory import Directory
-from meshnode.hosting import ExpertHost
+from meshnode.errors import Refused
 from meshnode.logs import get_logger, log_settings
-from meshnode.mesh import Mesh
-from meshnode.replicas import Replicas
 from meshnode.settings.sections import TrainSection
 from meshnode.state.rows import Reached, TaskRow
-from meshnode.state.state import State
-from meshnode.telemetry import Telemetry
+from meshnode.trainer.lending import Lending
 from meshnode.trainer.messages import (
     AddDelta,
     Checkpoint,
@@ -39,21 +33,18 @@ from meshnode.trainer.messages import (
     Measured,
     Progress,
     Scan,
-    Settings,
     Setup,
     Statistics,
     TaskFile,
     Tasks,
-    TeacherChoice,
     TrainerReady,
 )
+from meshnode.trainer.parts import TrainerParts, TrainerState, worker_settings
 from meshnode.trainer.process import TrainerDied, TrainerProcess
-from meshnode.transport.interface import Transport
 from protocol.errors import CallFailed, RefusedInput
 from protocol.identifiers import Digest, ExpertUid
-from protocol.signing import SigningKey
 
-__all__ = ["LEARNED", "Trainer", "TrainerParts", "TrainerState"]
+__all__ = ["LEARNED", "Trainer"]
 
 LEARNED, FAILED = "learned", "failed"
 RESTART_S = 1.0
@@ -69,47 +60,6 @@ RETRY_S = 5.0
 """Pause before a task is taken up again that needs weights which no peer would send just now."""
 
 log = get_logger(__name__)
-
-
-@dataclass(slots=True)
-class TrainerState:
-    """What the trainer is doing, for people."""
-
-    state: str = "starting"
-    """starting, idle, learning, waiting (for a peer's weights) or restarting."""
-    reason: str | None = None
-    """Why it is idle, waiting or restarting; None while it works."""
-    task: str | None = None
-    stage: str | None = None
-    done: int = 0
-    total: int = 0
-    loss: float | None = None
-    left_s: float | None = None
-    """Estimated seconds until the stage ends; None where nothing is under way."""
-    replay_samples: int = 0
-    unreadable: Mapping[str, str] = field(default_factory=dict)
-    """Task files that cannot be read, by name, each with the reason."""
-    unusable_teachers: Mapping[str, str] = field(default_factory=dict)
-    """Teachers named by the settings that cannot be loaded, each with the reason."""
-    failed: Mapping[str, str] = field(default_factory=dict)
-    """Task files that could not be learned as they are, by name, each with the reason if it was in this run."""
-    restarts: int = 0
-    pid: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainerParts:
-    """The parts of the node that learning touches."""
-
-    mesh: Mesh
-    state: State
-    host: ExpertHost
-    contributions: Contributions
-    directory: Directory
-    replicas: Replicas
-    transport: Transport
-    key: SigningKey
-    telemetry: Telemetry = field(default_factory=Telemetry)
 
 
 class Trainer:
@@ -141,6 +91,7 @@ class Trainer:
         self._run = 0
         self._training: frozenset[ExpertUid] = frozenset()
         self._look_again = asyncio.Event()
+        self._lending = Lending(wanted=self.look_again, lent=self._note_loan)
         self._failures: dict[str, str] = {}
         """Why tasks failed in this run of the daemon, by name."""
         self._learned: tuple[TaskFile, ...] = ()
@@ -157,6 +108,15 @@ class Trainer:
     def look_again(self) -> None:
         """Look for new task files now."""
         self._look_again.set()
+
+    def borrow(self, purpose: str) -> AbstractAsyncContextManager[TrainerProcess]:
+        """The worker, between two tasks; see `Lending.borrow`."""
+        return self._lending.borrow(purpose)
+
+    @property
+    def learned_files(self) -> tuple[TaskFile, ...]:
+        """Learned tasks whose files were still there when they were last looked for."""
+        return self._learned
 
     async def run(self) -> None:
         """Learn for ever; restart the worker when it dies."""
@@ -196,7 +156,7 @@ class Trainer:
                 device=self._device,
                 data_dir=str(settings.data) if settings.data else None,
                 state_dir=str(self._home),
-                settings=_worker_settings(settings),
+                settings=worker_settings(settings),
                 log_level=logs.level,
                 log_format=logs.format,
             )
@@ -208,6 +168,8 @@ class Trainer:
             self._look_again.clear()
             task = await self._next_task(process)
             self.status.left_s = None
+            if await self._lending.lend(process):
+                continue  # files may have come meanwhile, and who borrowed it may have changed the experts
             if task is not None and self.status.unusable_teachers:
                 self._wait_for_teachers(task)
                 await self._idle(process, at_most_s=TEACHERS_RETRY_S)
@@ -218,6 +180,9 @@ class Trainer:
                     await self._measure(process)
             else:
                 await self._learn(process, task)
+
+    def _note_loan(self, purpose: str) -> None:
+        self.status.state, self.status.task, self.status.stage, self.status.reason = purpose, None, None, None
 
     def _wait_for_teachers(self, task: TaskFile) -> None:
         """A task is learned once: what a missing teacher would have taught would never be learned."""
@@ -249,7 +214,7 @@ class Trainer:
     async def _measure(self, process: TrainerProcess) -> None:
         """Have it measured who works for which class, unless nothing that it depends on has changed."""
         view = self._parts.contributions.view
-        experts = {str(uid): listing.classes for uid, listing in self._parts.directory.experts().items()}
+        experts = {str(uid): listing.classes for uid, listing in self._parts.directory.current().items()}
         basis = (view, experts, self._learned)
         if view is None or not experts or not self._learned or basis == self._measured_on:
             return
@@ -310,22 +275,23 @@ class Trainer:
         self.status.reason = None
         try:
             uids = await self._experts_for(task)
-        except CallFailed as failure:
+            self._training = frozenset(uids)
+            jobs = [await self._job(uid) for uid in uids]
+        except (CallFailed, Refused) as failure:
+            self._end_run()
             log.warning(
-                "a task waits: a replica it updates could not be pulled",
+                "a task waits: a replica it updates could not be had",
                 task=task.name,
                 wait_s=RETRY_S,
                 reason=str(failure),
             )
             self.status.state, self.status.stage = "waiting", None
-            self.status.reason = f"a replica that the task updates could not be pulled: {failure}"
+            self.status.reason = f"a replica that the task updates could not be had: {failure}"
             await asyncio.sleep(RETRY_S)
             return
         except (RefusedInput, ExpertsError) as failure:
             self._finish(task, FAILED, {"reason": str(failure)})
             return
-        self._training = frozenset(uids)
-        jobs = [await self._job(uid) for uid in uids]
         await process.send(Learn(run=self._run, task=task.name, experts=tuple(jobs)))
         began = time.monotonic()
         while True:
@@ -371,10 +337,15 @@ class Trainer:
 
     async def _experts_for(self, task: TaskFile) -> list[ExpertUid]:
         """The experts that learn this task, each hosted here by now: known ones updated, one spawned for the rest."""
+        hosted = self._parts.host.experts
         known: dict[str, tuple[str, ...]] = {
-            uid: listing.classes for uid, listing in self._parts.directory.experts().items()
+            # A node that has not followed a successor goes on with what it has, listed or not: pulled, the successor
+            # would take its place unjudged.
+            uid: listing.classes
+            for uid, listing in self._parts.directory.current().items()
+            if hosted.keys().isdisjoint((*listing.ancestors, *(older.uid for older in listing.older)))
         }
-        known |= {uid: expert.classes for uid, expert in self._parts.host.experts.items()}
+        known |= {uid: expert.classes for uid, expert in hosted.items()}
         plan = assign_classes(task.classes, known)
         uids = [ExpertUid(Digest(uid)) for uid in plan.update]
         for uid in uids:
@@ -394,7 +365,7 @@ class Trainer:
 
     async def _job(self, uid: ExpertUid) -> ExpertJob:
         expert = self._parts.host.get(uid)
-        updating = expert.generation > 1
+        updating = expert.generation > 1 or bool(expert.ancestors)
         weights = await self._parts.host.begin_training(uid)
         reached = expert.reached
         return ExpertJob(
@@ -421,18 +392,3 @@ class Trainer:
         for uid in self._training:
             self._parts.host.end_training(uid)
         self._training = frozenset()
-
-
-def _worker_settings(section: TrainSection) -> Settings:
-    """The section under the same names; of its teachers what crosses the pipe."""
-    same = {name: getattr(section, name) for name in Settings.__struct_fields__ if name != "teachers"}
-    teachers = tuple(
-        TeacherChoice(
-            name=teacher.name,
-            weight=teacher.weight,
-            classes=None if teacher.classes is None else str(teacher.classes),
-            mapping=None if teacher.mapping is None else str(teacher.mapping),
-        )
-        for teacher in section.teachers
-    )
-    return Settings(**same, teachers=teachers)

@@ -45,10 +45,13 @@ from meshnode.trainer.measuring import GateMeter  # noqa: E402
 from meshnode.trainer.memory import ReplayMemory  # noqa: E402
 from meshnode.trainer.messages import (  # noqa: E402
     AddDelta,
+    Compare,
     FromTrainer,
     Learn,
     LearningFailed,
     Measure,
+    Migrate,
+    MigrationFailed,
     Scan,
     Setup,
     TaskFile,
@@ -58,6 +61,7 @@ from meshnode.trainer.messages import (  # noqa: E402
     pack,
     read_message,
 )
+from meshnode.trainer.migrating import Migrator  # noqa: E402
 from meshnode.trainer.teaching import Faculty, FacultyConfig  # noqa: E402
 from protocol.identifiers import digest_of  # noqa: E402
 from protocol.limits import MAX_NAME_CHARS  # noqa: E402
@@ -141,6 +145,9 @@ class _Worker:
         self._meter = GateMeter(trunk, self._same_file, seed=settings.seed)
         runs = InterruptedRuns(state / "runs")
         self._learner = Learner(trunk, memory, self._faculty, runs, config, self._send)
+        self._migrator = Migrator(
+            trunk, memory, self._same_file, config.distillation, seed=settings.seed, send=self._send
+        )
         self._send(TrainerReady(replay_samples=len(memory)))
 
     def work(self) -> None:
@@ -153,6 +160,8 @@ class _Worker:
                     self._learn(order)
                 case Measure():
                     self._send(self._meter.measure(order))
+                case Migrate() | Compare():
+                    self._migrate(order)
                 case _:
                     raise AssertionError(f"unexpected {type(order).__name__}")
 
@@ -166,6 +175,13 @@ class _Worker:
         except (ExpertsError, OSError) as exc:
             self._send(LearningFailed(reason=str(exc)))
         self._inbox.forget_deltas()
+
+    def _migrate(self, order: Migrate | Compare) -> None:
+        try:
+            done = self._migrator.migrate(order) if isinstance(order, Migrate) else self._migrator.compare(order)
+        except (ExpertsError, OSError) as exc:
+            done = MigrationFailed(reason=str(exc))
+        self._send(done)
 
     def _same_file(self, task: TaskFile) -> ImageDataset | None:
         assert self._data is not None

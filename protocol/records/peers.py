@@ -36,7 +36,7 @@ _HEAD_BYTES: Final = 1024
 """More than a record takes without its adverts: names, digests and moments are 700 bytes at most."""
 
 
-class ExpertAdvert(msgspec.Struct, frozen=True):
+class ExpertAdvert(msgspec.Struct, frozen=True, omit_defaults=True):
     """One replica of an expert that the record's peer serves."""
 
     uid: ExpertUidField
@@ -51,10 +51,20 @@ class ExpertAdvert(msgspec.Struct, frozen=True):
     generation: CounterField
     weights: DigestField
     """Of this generation's safetensors bytes, which the peer serves as a blob."""
+    ancestors: Annotated[tuple[ExpertUidField, ...], msgspec.Meta(max_length=limits.MAX_LINEAGE)] = ()
+    """The experts that it succeeds, the oldest first, its direct parent last; its uid is a digest of them too. All of
+    them and not the parent alone, so that it succeeds the oldest also where nobody advertises those between."""
+    lineage: DigestField | None = None
+    """Of the document that says how it was made of them (`protocol.lineage`), which the peer serves as a blob; None
+    without ancestors."""
 
     def __post_init__(self) -> None:
         if list(self.classes) != sorted(set(self.classes)):
             raise ValueError("classes must be sorted and each named once")
+        if len(set(self.ancestors)) != len(self.ancestors):
+            raise ValueError("an ancestor is named twice")
+        if bool(self.ancestors) != (self.lineage is not None):
+            raise ValueError("an expert has ancestors and a lineage, or neither")
 
 
 class PeerRecord(msgspec.Struct, frozen=True):

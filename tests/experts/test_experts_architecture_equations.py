@@ -5,7 +5,7 @@ from collections.abc import Callable
 import equations
 import pytest
 import torch
-from architecture_forms import BuiltIn, adapters, convs, linears, mlps
+from architecture_forms import BuiltIn, adapters, convs, deeps, linears, mlps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -13,6 +13,7 @@ from torch import nn
 from experts.architectures.adapter import AdapterArchitecture
 from experts.architectures.base import probabilities
 from experts.architectures.conv import ConvArchitecture
+from experts.architectures.deep import DeepArchitecture
 from experts.architectures.linear import LinearArchitecture
 from experts.architectures.mlp import MlpArchitecture
 
@@ -52,6 +53,55 @@ def test_an_expert_with_a_hidden_layer_computes_its_equation(architecture: MlpAr
         return equations.linear(weights["output.weight"], weights["output.bias"], hidden)
 
     assert_computes(architecture, architecture.build("uid"), scores, seed)
+
+
+@settings(deadline=None, max_examples=40)
+@given(deeps, seeds)
+def test_a_deep_expert_computes_its_equation(architecture: DeepArchitecture, seed: int) -> None:
+    module = architecture.build("uid")
+    # Gains and biases begin where any order of them would do.
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.startswith("norm."):
+                parameter.uniform_(0.5, 1.5, generator=generator)
+
+    def scores(weights: dict[str, list], z: list[float]) -> list[float]:
+        for layer in range(architecture.layers):
+            z = equations.linear(weights[f"hidden.{layer}.weight"], weights[f"hidden.{layer}.bias"], z)
+            if architecture.norm == "layer":
+                z = equations.normalised(weights[f"norm.{layer}.weight"], weights[f"norm.{layer}.bias"], z)
+            z = equations.activated(architecture.activation, z)
+        return equations.linear(weights["output.weight"], weights["output.bias"], z)
+
+    assert_computes(architecture, module, scores, seed)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_new_deep_expert_normalises_and_nothing_more(layers: int) -> None:
+    architecture = DeepArchitecture(feature_dim=5, hidden=4, layers=layers, norm="layer", num_classes=2)
+    module = architecture.build("uid")
+    names = [name for layer in range(layers) for name in (f"hidden.{layer}.weight", f"hidden.{layer}.bias")]
+    names += [name for layer in range(layers) for name in (f"norm.{layer}.weight", f"norm.{layer}.bias")]
+    assert [name for name, _ in module.named_parameters()] == [*names, "output.weight", "output.bias"]
+    for layer in range(layers):
+        assert module.get_parameter(f"norm.{layer}.weight").tolist() == [1.0] * 4
+        assert module.get_parameter(f"norm.{layer}.bias").tolist() == [0.0] * 4
+    # A peer's features of another scale are the same expert's, but for what is added to a variance near 0.
+    features_BD = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)) * 100
+    with torch.no_grad():
+        module.get_parameter("hidden.0.bias").zero_()
+    torch.testing.assert_close(module(features_BD), module(features_BD * 2), atol=1e-4, rtol=0)
+
+
+def test_a_deep_expert_of_one_layer_without_norm_is_the_one_with_a_hidden_layer() -> None:
+    deep = DeepArchitecture(feature_dim=5, hidden=4, layers=1, num_classes=2).build("uid")
+    mlp = MlpArchitecture(feature_dim=5, hidden=4, num_classes=2).build("uid")
+    with torch.no_grad():
+        for own, other in zip(deep.parameters(), mlp.parameters(), strict=True):
+            other.copy_(own)
+    features_BD = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(deep(features_BD), mlp(features_BD))
 
 
 @settings(deadline=None, max_examples=40)

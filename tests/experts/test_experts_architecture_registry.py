@@ -144,7 +144,7 @@ def test_an_unknown_kind_is_refused_with_those_that_are_known(install: Install) 
     with pytest.raises(UnknownArchitecture) as caught:
         architecture_from_config({"kind": "cubes"})
     assert caught.value.kind == "cubes"
-    assert caught.value.reason == "known kinds: adapter, conv, linear, mlp, squares"
+    assert caught.value.reason == "known kinds: adapter, conv, deep, linear, mlp, squares"
 
 
 def test_a_kind_that_shadows_a_built_in_one_is_refused_with_its_package(install: Install) -> None:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experts.architectures.base import MAX_PARAMETERS, probabilities
 from experts.architectures.conv import MAX_RESPONSES, ConvArchitecture
+from experts.architectures.deep import MAX_LAYERS, DeepArchitecture
 from experts.architectures.linear import LinearArchitecture
 from experts.architectures.mlp import MlpArchitecture
 from experts.architectures.registry import architecture_from_config
@@ -53,6 +54,12 @@ def test_every_field_changes_the_digest(kind: str, name: str) -> None:
     assert other.digest() != SMALL[kind].digest()
 
 
+def test_every_word_changes_the_digest() -> None:
+    deep = SMALL["deep"].to_config()
+    words = [{"activation": word} for word in ("relu", "tanh", "silu")] + [{"norm": "none"}, {}]
+    assert len({architecture_from_config(deep | change).digest() for change in words}) == len(words)
+
+
 def test_every_kind_has_a_digest_of_its_own() -> None:
     assert len({architecture.digest() for architecture in SMALL.values()}) == len(SMALL)
 
@@ -67,6 +74,10 @@ PINNED = {
     "conv": (
         "cb01753954ab39ce023088a18fe341fef520dd7b6103ac8e8f6dd2caeab4ff67",
         "826955914b9764f797cc753412bb394dd8a48506fabfdf75aa97cf81ea74e1a9",
+    ),
+    "deep": (
+        "62868cf39b02c7cb20ab56b378d8a4a4bbc2e910ef4998110df8f97f02e9e9f7",
+        "af9539c6137f1289461918a50d1832ac595ce02c84d2729380ab9bc8070ab649",
     ),
     "linear": (
         "62da8d05976b2b40fb2dd27dfee8e26b77a8a05b44c68e6cc0ea8daf4682fdd8",
@@ -109,6 +120,8 @@ def test_initial_weights_stay_within_one_over_root_fan_in(architecture: BuiltIn)
     fan_in = {"hidden": architecture.feature_dim, "down": architecture.feature_dim, "output": architecture.feature_dim}
     if architecture.kind == "mlp":
         fan_in["output"] = architecture.hidden
+    if isinstance(architecture, DeepArchitecture):
+        fan_in["output"] = architecture.hidden
     if isinstance(architecture, ConvArchitecture):
         fan_in |= {"conv": 9 * architecture.channels, "output": architecture.filters}
     module = architecture.build("uid")
@@ -116,8 +129,10 @@ def test_initial_weights_stay_within_one_over_root_fan_in(architecture: BuiltIn)
         layer = name.partition(".")[0]
         assert parameter.requires_grad
         assert parameter.dtype == torch.float32
-        if layer != "up":
-            assert 0 < parameter.abs().max() <= 1 / math.sqrt(fan_in[layer]) + 1e-7
+        if layer not in {"up", "norm"}:
+            # Hidden layers behind the first read hidden units.
+            inputs = fan_in[layer] if name.startswith(("hidden.0", f"{layer}.w", f"{layer}.b")) else fan_in["output"]
+            assert 0 < parameter.abs().max() <= 1 / math.sqrt(inputs) + 1e-7
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,6 +172,21 @@ def test_a_size_that_is_no_size_or_too_large_is_refused(kind: str, name: str, va
         architecture_from_config(SMALL[kind].to_config() | {name: value})
     assert caught.value.kind == kind
     assert name in caught.value.reason or "more than" in caught.value.reason
+
+
+@pytest.mark.parametrize("value", ["", "RELU", "layer ", "batch", None, 0, True, ["relu"], {"relu": 1}])
+@pytest.mark.parametrize("name", ["activation", "norm"])
+def test_a_word_that_a_field_does_not_have_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(UnknownArchitecture, match=f"{name} = ") as caught:
+        architecture_from_config(SMALL["deep"].to_config() | {name: value})
+    assert caught.value.kind == "deep"
+
+
+def test_hidden_layers_are_bounded_where_their_parameters_are_not() -> None:
+    config = SMALL["deep"].to_config() | {"hidden": 1}
+    assert architecture_from_config(config | {"layers": MAX_LAYERS}).num_parameters == 13 + 2 * 63 + 2 * 64 + 4
+    with pytest.raises(UnknownArchitecture, match=f"layers = 65 is more than {MAX_LAYERS}"):
+        architecture_from_config(config | {"layers": MAX_LAYERS + 1})
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in SMALL[kind].to_config()])

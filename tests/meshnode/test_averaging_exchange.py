@@ -145,6 +145,15 @@ async def test_what_is_no_part_of_a_round_is_refused_and_ends_it_for_nobody() ->
     assert all(result.averaged is not None for result in [*await running, last])
 
 
+async def test_a_part_is_taken_in_either_byte_order() -> None:
+    peers, vectors = peers_of(), vectors_of(30, 8)
+    message, swapped = RoundParts((round_of(1),)), vectors[2][:10].astype(np.dtype(np.float32).newbyteorder())
+    early = asyncio.create_task(peers[0].exchanges.answer(key_of("c").peer_id, message, parts(swapped)))
+    results = await exchange(peers, vectors, 1)
+    assert np.allclose((await early).tensors["mean.0"], np.mean(vectors, axis=0)[:10], atol=1e-6)
+    assert all(result.averaged is not None for result in results)
+
+
 async def test_a_part_that_is_not_finite_spoils_the_round_and_not_the_replicas() -> None:
     peers, vectors = peers_of(), vectors_of(30, 7)
     vectors[2][5] = np.nan

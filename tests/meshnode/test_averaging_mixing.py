@@ -23,7 +23,7 @@ from mesh_in_memory import MESH, MemoryNode, announce_all, memory_network, memor
 from experts.checkpoint import weights_to_bytes
 from meshnode.averaging.budget import RoundBudget
 from meshnode.averaging.settings import AveragerConfig
-from meshnode.hosting import Descent
+from meshnode.hosted import Descent
 from meshnode.pacing import Pacer
 from meshnode.state.rows import Reached
 from protocol.errors import PeerUnreachable

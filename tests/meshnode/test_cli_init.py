@@ -131,7 +131,7 @@ def test_a_mesh_of_a_form_that_there_is_not_is_not_founded(tmp_path: Path) -> No
     line = ("--home", home, "--json", "init", "--mesh", "digits", "--data", data, "--expert")
     refused = meshnode(*line, "rnn")
     assert (refused.code, refused.document["error"]["code"]) == (7, "refused")
-    assert "known kinds: adapter, conv, linear, mlp" in refused.document["error"]["message"]
+    assert "known kinds: adapter, conv, deep, linear, mlp" in refused.document["error"]["message"]
     assert meshnode(*line, "mlp", "--expert-set", "depth=3").code == 7
     made = meshnode(*line, "conv", "--expert-set", "filters=3")
     assert made.code == 0, made.err

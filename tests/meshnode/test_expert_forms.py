@@ -40,7 +40,7 @@ from protocol.records import ExpertAdvert
 from protocol.spec import ExpertForm
 
 D = MESH.spec.feature_dim
-KINDS = {"conv": ("0", "1"), "adapter": ("2", "3"), "linear": ("4", "5"), "mlp": ("6", "7")}
+KINDS = {"conv": ("0", "1"), "adapter": ("2", "3"), "linear": ("4", "5"), "mlp": ("6", "7"), "deep": ("8", "9")}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -55,6 +55,8 @@ def test_a_form_and_its_number_of_classes_are_the_architecture(kind: str) -> Non
 def test_what_a_founder_leaves_out_has_its_usual_value() -> None:
     assert form("mlp").config == {"feature_dim": D, "hidden": 8, "input_scale": 0.3}
     assert form("conv", filters=3).config == {"channels": 8, "filters": 3, "height": 2, "input_scale": 2.0, "width": 2}
+    deep = {"activation": "tanh", "feature_dim": D, "hidden": 8, "input_scale": 0.3, "layers": 2, "norm": "layer"}
+    assert form("deep", activation="tanh").config == deep
     assert form("linear", input_scale=1.0).config == {"feature_dim": D, "input_scale": 1.0}
     assert form("linear", input_scale=1) == form("linear", input_scale=1.0)
     assert type(form("linear", input_scale=1).config["input_scale"]) is float
@@ -71,6 +73,8 @@ def test_what_a_founder_leaves_out_has_its_usual_value() -> None:
         ("mlp", {"hidden": 0}, "hidden"),
         ("mlp", {"hidden": 2.0}, "hidden"),
         ("mlp", {"feature_dim": D + 1}, f"reads {D + 1} features"),
+        ("deep", {"activation": "step"}, "activation = 'step' is none of relu, gelu, tanh, silu"),
+        ("deep", {"layers": 65}, "layers = 65 is more than 64"),
         ("conv", {"height": 3}, "reads 48 features"),
     ],
 )

@@ -117,7 +117,8 @@ async def test_outputs_are_the_experts_probabilities_and_zeros_up_to_the_meshs_w
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings"), [("mlp", {"hidden": 4}), ("linear", {}), ("adapter", {}), ("conv", {"filters": 2})]
+    ("kind", "settings"),
+    [("mlp", {"hidden": 4}), ("linear", {}), ("adapter", {}), ("conv", {"filters": 2}), ("deep", {})],
 )
 async def test_the_gradient_is_autograds_own_and_no_weight_changes(
     node: MemoryNode, network: FakeNetwork, kind: str, settings: dict[str, object]

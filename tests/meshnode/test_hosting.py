@@ -14,7 +14,7 @@ from experts.architectures.base import probabilities
 from experts.averaging import Averaged
 from experts.checkpoint import load_weights, weights_to_bytes
 from experts.errors import CorruptWeights
-from meshnode.hosting import Descent
+from meshnode.hosted import Descent
 from meshnode.state.rows import NewWeights, Reached
 from meshnode.state.state import State
 from protocol.errors import UnknownExpert

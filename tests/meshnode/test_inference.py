@@ -24,7 +24,7 @@ from mesh_in_memory import (
 
 from experts.architectures.base import probabilities
 from experts.trunk.base import features_of
-from meshnode.hosting import HostedExpert
+from meshnode.hosted import HostedExpert
 from meshnode.inference import RoutedInference
 from meshnode.transport.interface import FrameHandler
 from protocol.errors import Busy, CallTimeout, MalformedTensor, NoRoute, NotReady, RowsUnanswered

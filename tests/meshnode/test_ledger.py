@@ -170,23 +170,116 @@ def test_a_ledger_of_a_later_version_is_refused_untouched(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("version", [1, 2])
+ADDED = {
+    1: ("ALTER TABLE generations DROP COLUMN run",),
+    2: ("ALTER TABLE experts DROP COLUMN origin", "ALTER TABLE generations DROP COLUMN round"),
+    3: (
+        "ALTER TABLE experts DROP COLUMN ancestors",
+        "ALTER TABLE experts DROP COLUMN lineage",
+        "ALTER TABLE experts DROP COLUMN standing",
+        "DROP TABLE declined",
+    ),
+}
+"""What each version did not have yet, taken away again."""
+
+
+@pytest.mark.parametrize("version", ADDED)
 def test_a_ledger_of_an_earlier_version_is_taken_over(path: Path, version: int) -> None:
     with Ledger(path) as ledger:
         ledger.add_expert(EXPERT)
         generation = add(ledger, b"1")
-        ledger._rows("ALTER TABLE experts DROP COLUMN origin")
-        ledger._rows("ALTER TABLE generations DROP COLUMN round")
-        if version == 1:
-            ledger._rows("ALTER TABLE generations DROP COLUMN run")
+        for later in range(version, SCHEMA_VERSION):
+            for statement in ADDED[later]:
+                ledger._rows(statement)
         ledger._rows(f"PRAGMA user_version = {version}")
     with Ledger(path) as ledger:
-        known = dataclasses.replace(generation, round=0, reached=None if version == 1 else REACHED)
+        known = dataclasses.replace(
+            generation, round=7 if version > 2 else 0, reached=None if version == 1 else REACHED
+        )
         assert ledger.generations(UID) == (known,)
-        assert ledger.experts() == (dataclasses.replace(EXPERT, origin=None),)
+        (expert,) = ledger.experts()
+        assert expert == dataclasses.replace(EXPERT, origin=EXPERT.origin if version > 2 else None)
+        assert (expert.ancestors, expert.lineage, expert.standing) == ((), None, "current")
         newer = add(ledger, b"2")
+        ledger.succeed(UID, SUCCESSOR, first_of(SUCCESSOR))
     with Ledger(path) as ledger:
         assert ledger.generations(UID)[0] == newer
+        assert standings(ledger) == {UID: "retired", SUCCESSOR.uid: "current"}
+
+
+# --- successions ---
+
+SUCCESSOR = ExpertRow(
+    uid=ExpertUid(digest_of(b"successor")),
+    architecture={"kind": "linear"},
+    classes=EXPERT.classes,
+    origin=digest_of(b"first weights"),
+    ancestors=(UID,),
+    lineage=digest_of(b"lineage"),
+)
+
+
+def first_of(expert: ExpertRow, data: bytes = b"first weights") -> Generation:
+    return Generation(
+        uid=expert.uid, digest=digest_of(data), cause="migrated", parent=None, created_at=2.5, reached=None
+    )
+
+
+def standings(ledger: Ledger) -> dict[ExpertUid, str]:
+    return {expert.uid: expert.standing for expert in ledger.experts()}
+
+
+def test_a_successor_takes_the_place_of_one_that_is_kept_and_gives_it_back(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.add_expert(EXPERT)
+        kept = add(ledger, b"1")
+        assert ledger.succeed(UID, SUCCESSOR, first_of(SUCCESSOR)).number == 1
+    with Ledger(path) as ledger:
+        assert {expert.uid: expert for expert in ledger.experts()}[SUCCESSOR.uid] == SUCCESSOR
+        assert standings(ledger) == {UID: "retired", SUCCESSOR.uid: "current"}
+        assert ledger.generations(UID) == (kept,)
+        assert not ledger.is_declined(SUCCESSOR.uid)
+        ledger.roll_back(SUCCESSOR.uid, UID)
+    with Ledger(path) as ledger:
+        assert standings(ledger) == {UID: "current", SUCCESSOR.uid: "declined"}
+        assert ledger.is_declined(SUCCESSOR.uid)
+
+
+def test_a_declined_successor_comes_anew_without_what_it_was(ledger: Ledger) -> None:
+    ledger.add_expert(EXPERT)
+    ledger.succeed(UID, SUCCESSOR, first_of(SUCCESSOR))
+    ledger.roll_back(SUCCESSOR.uid, UID)
+    again = dataclasses.replace(SUCCESSOR, origin=digest_of(b"other"), lineage=digest_of(b"other lineage"))
+    first = ledger.succeed(UID, again, first_of(again, b"other"))
+    assert ledger.generations(SUCCESSOR.uid) == (first,)
+    assert first.number == 2, "a number is never given twice"
+    assert {expert.uid: expert for expert in ledger.experts()}[SUCCESSOR.uid] == again
+    assert not ledger.is_declined(SUCCESSOR.uid)
+
+
+@pytest.mark.parametrize("old", [SUCCESSOR.uid, ExpertUid(digest_of(b"nobody"))], ids=["retired", "unknown"])
+def test_only_a_current_expert_is_succeeded_and_a_refusal_changes_nothing(ledger: Ledger, old: ExpertUid) -> None:
+    ledger.add_expert(EXPERT)
+    ledger.add_expert(dataclasses.replace(SUCCESSOR, standing="retired"))
+    third = dataclasses.replace(SUCCESSOR, uid=ExpertUid(digest_of(b"third")))
+    before = ledger.experts()
+    with pytest.raises(UnknownExpert) as caught:
+        ledger.succeed(old, third, first_of(third))
+    assert caught.value.uid == old
+    assert ledger.experts() == before
+    with pytest.raises(UnknownExpert):
+        ledger.roll_back(UID, third.uid)
+    assert ledger.experts() == before
+    assert not ledger.is_declined(UID)
+
+
+def test_what_is_declined_need_not_be_hosted(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.decline(UID)
+        ledger.decline(UID)
+    with Ledger(path) as ledger:
+        assert ledger.is_declined(UID)
+        assert not ledger.is_declined(SUCCESSOR.uid)
 
 
 def test_a_file_that_is_no_ledger_is_refused_untouched(path: Path) -> None:

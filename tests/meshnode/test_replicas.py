@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 from mesh_in_memory import MESH, MemoryNode, announce_all, form, memory_network, memory_node, memory_nodes
+from successions import migrate
 
 from experts.checkpoint import read_safetensors, tensors_to_bytes, write_safetensors
 from meshnode.errors import ExpertFileRefused, NoSuchPeerOrExpert, Refused
@@ -149,6 +150,74 @@ async def test_a_hosted_replica_gives_way_only_to_who_says_so_and_not_while_it_l
         expert = await b.replicas.take(file, replace=True)
         assert (expert.weights, expert.generation) == (a.host.get(uid).weights, 2)
         assert b.averager.waiting() == (uid,)
+
+
+async def test_an_exported_successor_takes_the_old_ones_place_where_it_is_hosted(tmp_path: Path) -> None:
+    async with memory_nodes(memory_network(), "abc", tmp_path) as (a, b, c):
+        old = await a.spawn(*CLASSES)
+        await b.spawn(*CLASSES)
+        new = await migrate(a, old)
+        learned = await a.learn(new.uid, seed=3)
+        file = await a.replicas.export(new.uid)
+        for node in (b, c):
+            expert = await node.replicas.take(file, replace=False)
+            assert (expert.uid, expert.origin, expert.ancestors) == (new.uid, new.origin, (old.uid,))
+            assert np.array_equal(node.host.snapshot(new.uid), learned)
+            assert node.averager.waiting() == (new.uid,), "the group does not have it yet"
+            assert await node.replicas.export(new.uid) == file.replace(b'generation\\":2', b'generation\\":1')
+        assert (list(b.host.experts), list(b.host.retired)) == ([new.uid], [old.uid])
+        assert (list(c.host.experts), list(c.host.retired)) == ([new.uid], [])
+        with pytest.raises(Refused, match="was succeeded here"):
+            await c.replicas.take(await b.replicas.export(old.uid), replace=False)
+
+
+async def test_a_successor_is_exported_and_imported_without_a_daemon(tmp_path: Path) -> None:
+    async with memory_nodes(memory_network(), "abc", tmp_path) as (a, b, _):
+        old = await a.spawn(*CLASSES)
+        await b.spawn(*CLASSES)
+        old_file = await a.replicas.export(old.uid)
+        new = await migrate(a, old)
+        file = await a.replicas.export(new.uid)
+    assert export_kept(Home(tmp_path / "a"), new.uid) == file
+    for name, retired in (("b", [old.uid]), ("c", [])):
+        home = Home(tmp_path / name)
+        assert import_kept(home, file, replace=False).uid == new.uid
+        with pytest.raises(Refused, match="succeeded"):
+            import_kept(home, old_file, replace=True)
+        async with memory_node(memory_network(), name, tmp_path) as node:
+            assert (list(node.host.experts), list(node.host.retired)) == ([new.uid], retired)
+            assert (node.host.get(new.uid).origin, node.host.get(new.uid).lineage) == (new.origin, new.lineage)
+            assert node.averager.waiting() == (new.uid,)
+
+
+LINEAGE_FORGERIES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "no lineage": lambda config: {name: value for name, value in config.items() if name != "lineage"},
+    "no ancestors": lambda config: {
+        **config,
+        "expert": {name: value for name, value in config["expert"].items() if name not in ANCESTRY},
+    },
+    "other ancestors": lambda config: {**config, "expert": {**config["expert"], "ancestors": [digest_of(b"another")]}},
+    "another step": lambda config: {
+        **config,
+        "lineage": {**config["lineage"], "steps": [{**config["lineage"]["steps"][0], "made_at": 1.0}]},
+    },
+    "no step": lambda config: {**config, "lineage": {**config["lineage"], "steps": []}},
+    "another origin": lambda config: {**config, "origin": digest_of(b"another")},
+}
+ANCESTRY = ("ancestors", "lineage")
+
+
+@pytest.mark.parametrize("forge", LINEAGE_FORGERIES.values(), ids=LINEAGE_FORGERIES.keys())
+async def test_a_file_whose_lineage_is_not_the_experts_is_refused_whole(
+    tmp_path: Path, forge: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    async with memory_nodes(memory_network(), "ab", tmp_path) as (a, b):
+        new = await migrate(a, await a.spawn(*CLASSES))
+        old = await b.spawn(*CLASSES)
+        tensors, config = read_safetensors(await a.replicas.export(new.uid))
+        with pytest.raises(ExpertFileRefused):
+            await b.replicas.take(write_safetensors(tensors, forge(config)), replace=True)
+        assert (list(b.host.experts), list(b.host.retired)) == ([old.uid], [])
 
 
 Forge = Callable[[dict[str, Any], dict[str, Any]], bytes]

@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from dying import die_at_step
 
 from meshnode import home as home_module
 from meshnode.errors import StateTooNew
@@ -198,28 +199,34 @@ def test_a_crash_between_blob_and_row_leaves_an_orphan_that_is_collected(
         assert state.blobs.digests() == (kept,)
 
 
-def test_a_kill_at_every_step_of_a_commit_keeps_the_old_generation_or_the_new(home: Home) -> None:
+@pytest.mark.parametrize("uids", [(UID,), (UID, OTHER)], ids=["one", "several"])
+def test_a_kill_at_every_step_of_a_commit_keeps_all_the_old_generations_or_all_the_new(
+    home: Home, uids: tuple[ExpertUid, ...]
+) -> None:
     """A forked child commits, and dies at its k-th call that touches the disk, for every k."""
     with State(home) as state:
-        host(state)
-        commit(state, b"generation 0")
+        for uid in uids:
+            host(state, uid)
+            commit(state, b"generation 0", uid)
     outcomes = set()
-    for step in range(1, 40):
-        weights = b"generation %d" % step
+    for step in range(1, 60):
+        new = [NewWeights(uid=uid, weights=b"generation %d of " % step + uid.encode(), cause="trained") for uid in uids]
         child = os.fork()
         if child == 0:
-            _die_at_step(step, lambda weights=weights: _commit_in(home, weights))
+            die_at_step(step, lambda new=new: _commit_in(home, new))
         _, status = os.waitpid(child, 0)
         exit_code = os.waitstatus_to_exitcode(status)
         with State(home) as state:
-            current = state.current(UID)
-            assert current is not None
-            newest = state.ledger.generations(UID)[0]
-            assert current == newest, "a row without its blob"
-            outcomes.add(current.digest == digest_of(weights))
+            current = [state.current(uid) for uid in uids]
+            assert current == [state.ledger.generations(uid)[0] for uid in uids], "a row without its blob"
+            (is_new,) = {
+                found is not None and found.digest == digest_of(one.weights)
+                for found, one in zip(current, new, strict=True)
+            }
+            outcomes.add(is_new)
             assert not [name for name in os.listdir(home.blobs) if name.endswith(".tmp")]
             if exit_code == 0:
-                assert current.digest == digest_of(weights)
+                assert is_new
                 break
         assert exit_code == 137
     else:
@@ -405,39 +412,7 @@ def _spec(trunk: Digest) -> MeshSpec:
     )
 
 
-def _commit_in(home: Home, weights: bytes) -> None:
+def _commit_in(home: Home, new: Sequence[NewWeights]) -> None:
     with State(home) as state:
-        commit(state, weights)
+        state.commit_generations(new)
         state.collect_garbage()
-
-
-def _die_at_step(step: int, act: Callable[[], None]) -> None:
-    """In a forked child: act, but die (no clean-up, no flush) at the given call into the disk."""
-    calls = 0
-
-    def deadly(name: str) -> None:
-        real = getattr(os, name)
-
-        def call(*args: object, **kwargs: object) -> object:
-            nonlocal calls
-            calls += 1
-            if calls == step:
-                os._exit(137)
-            return real(*args, **kwargs)
-
-        setattr(os, name, call)
-
-    for name in ("open", "fdopen", "posix_fallocate", "fsync", "replace", "close", "unlink"):
-        deadly(name)
-    real_add = Ledger.add_generations
-
-    def add_generations(self: Ledger, *args: object, **kwargs: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == step:
-            os._exit(137)
-        return real_add(self, *args, **kwargs)  # type: ignore[arg-type]
-
-    Ledger.add_generations = add_generations  # type: ignore[method-assign, assignment]
-    act()
-    os._exit(0)

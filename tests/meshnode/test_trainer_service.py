@@ -9,7 +9,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from mesh_in_memory import MESH, PIXELS, MemoryNode, digits, memory_network, memory_node
+from mesh_in_memory import (
+    MESH,
+    PIXELS,
+    MemoryNode,
+    announce_all,
+    digits,
+    memory_network,
+    memory_node,
+    memory_nodes,
+)
+from successions import migrate
 
 from experts.data.npz import save_task
 from experts.generators import torch_generator
@@ -20,7 +30,8 @@ from meshnode.settings.sections import TeacherSetting, TrainSection
 from meshnode.state.rows import Reached
 from meshnode.telemetry import Telemetry
 from meshnode.trainer import service as module
-from meshnode.trainer.service import LEARNED, Trainer, TrainerParts
+from meshnode.trainer.parts import TrainerParts
+from meshnode.trainer.service import LEARNED, Trainer
 
 PATIENCE_S = 60.0
 SETTINGS = {"teacher_epochs": 2, "steps": 200, "round_steps": 50, "checkpoint_every": 0.001}
@@ -95,6 +106,39 @@ async def test_gates_are_measured_once_there_is_nothing_to_learn_and_again_when_
         await until(lambda: trainer.specialization is not first)
         assert trainer.specialization is not None
         assert set(trainer.specialization.uids) == {uid, other}
+
+
+async def test_a_task_goes_to_what_this_node_has_kept_also_where_no_record_lists_that(
+    tmp_path: Path, data: Path
+) -> None:
+    async with memory_nodes(memory_network(), "ab", tmp_path) as (a, b):
+        new = await migrate(b, await b.spawn("0", "1"))
+        await announce_all((a, b))
+        old = await a.spawn("0", "1")
+        assert a.directory.current().keys() == {new.uid}
+        async with learning(a, tmp_path, TrainSection(data=data, **SETTINGS)) as trainer:
+            await until(lambda: trainer.history)
+        assert trainer.history[0]["outcome"] == LEARNED
+        assert a.host.experts.keys() == {old.uid}
+
+
+@pytest.mark.parametrize("keeps_old", [True, False])
+async def test_a_task_goes_to_the_successor_unless_this_node_has_kept_the_old_expert(
+    tmp_path: Path, data: Path, keeps_old: bool
+) -> None:
+    async with memory_nodes(memory_network(), "abc", tmp_path) as (a, b, c):
+        old = await b.spawn("0", "1")
+        await c.spawn("0", "1")
+        new = await migrate(b, old)
+        if keeps_old:
+            await a.spawn("0", "1")
+        await announce_all((a, b, c))
+        async with learning(a, tmp_path, TrainSection(data=data, **SETTINGS)) as trainer:
+            await until(lambda: trainer.history)
+        assert trainer.history[0]["outcome"] == LEARNED
+        (expert,) = a.host.experts.values()
+        assert expert.uid == (old.uid if keeps_old else new.uid)
+        assert expert.reached is not None
 
 
 async def test_a_killed_trainer_goes_on_where_it_was(tmp_path: Path, data: Path) -> None:

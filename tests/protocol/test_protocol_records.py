@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protocol import limits
-from protocol.codec import encode
+from protocol.codec import decode_as, encode
 from protocol.errors import RecordRefusal, RecordRefused
 from protocol.identifiers import digest_of
 from protocol.records import (
@@ -66,6 +66,48 @@ def test_a_record_survives_sealing(record, key):
     sealed = seal_record(record, key)
     assert open_record(sealed, mesh_id=record.mesh_id, subkey=key.peer_id, now_s=NOW_S + 59.9) == record
     assert inspect_record(sealed, subkey=key.peer_id) == record
+
+
+ADVERT_BYTES = (
+    "87a3756964d94032643731313634326237323662303434303136323763613966626163333266356338353330666231393033636334646230"
+    "323235383731373932316134383831a4666f726d82a46b696e64a36d6c70a6636f6e66696783ab666561747572655f64696dcd0280a66869"
+    "6464656e08ab696e7075745f7363616c65cb3fd3333333333333a7636c617373657392a3636174a3646f67a573696e6365cb401400000000"
+    "0000a5726f756e6402aa67656e65726174696f6e03a777656967687473d94032643731313634326237323662303434303136323763613966"
+    "626163333266356338353330666231393033636334646230323235383731373932316134383831"
+)
+
+
+def test_an_advert_without_ancestors_has_the_bytes_it_always_had(record):
+    (advert,) = record.experts
+    assert encode(advert).hex() == ADVERT_BYTES
+    assert decode_as(bytes.fromhex(ADVERT_BYTES), ExpertAdvert, max_bytes=1000) == advert
+
+
+def test_an_advert_with_ancestors_says_two_things_more(record):
+    (advert,) = record.experts
+    successor = changed(advert, ancestors=(DIGEST,), lineage=DIGEST)
+    text = b"\xd9\x40" + DIGEST.encode()
+    more = b"\xa9ancestors\x91" + text + b"\xa7lineage" + text
+    assert encode(successor) == b"\x89" + encode(advert)[1:] + more
+    assert decode_as(encode(successor), ExpertAdvert, max_bytes=1000) == successor
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ancestors": (DIGEST,)},
+        {"lineage": DIGEST},
+        {"ancestors": (DIGEST, DIGEST), "lineage": DIGEST},
+        {"ancestors": ("abc",), "lineage": DIGEST},
+        {"ancestors": tuple(digest_of(bytes([n])) for n in range(limits.MAX_LINEAGE + 1)), "lineage": DIGEST},
+    ],
+    ids=["no lineage", "no ancestors", "twice", "no uid", "too many"],
+)
+def test_ancestors_that_contradict_their_bounds_or_the_lineage_are_refused(record, key, change):
+    document = msgspec.to_builtins(record)
+    advert = document["experts"][0] | change
+    data = seal(key, "record", encode(document | {"experts": [advert]}))
+    assert reason_of(data, record) is RecordRefusal.MALFORMED
 
 
 def test_the_dht_key_names_the_mesh(mesh_id):

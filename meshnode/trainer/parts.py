@@ -1,0 +1,74 @@
+"""What the daemon's side of learning works with, what it tells of itself, and what of its settings the worker needs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from meshnode.contributions import Contributions
+from meshnode.directory import Directory
+from meshnode.hosting import ExpertHost
+from meshnode.mesh import Mesh
+from meshnode.replicas import Replicas
+from meshnode.settings.sections import TrainSection
+from meshnode.state.state import State
+from meshnode.telemetry import Telemetry
+from meshnode.trainer.messages import Settings, TeacherChoice
+from meshnode.transport.interface import Transport
+from protocol.signing import SigningKey
+
+__all__ = ["TrainerParts", "TrainerState", "worker_settings"]
+
+
+@dataclass(slots=True)
+class TrainerState:
+    """What the trainer is doing, for people."""
+
+    state: str = "starting"
+    """starting, idle, learning, waiting (for a peer's weights), migrating, comparing or restarting."""
+    reason: str | None = None
+    """Why it is idle, waiting or restarting; None while it works."""
+    task: str | None = None
+    stage: str | None = None
+    done: int = 0
+    total: int = 0
+    loss: float | None = None
+    left_s: float | None = None
+    """Estimated seconds until the stage ends; None where nothing is under way."""
+    replay_samples: int = 0
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Task files that cannot be read, by name, each with the reason."""
+    unusable_teachers: Mapping[str, str] = field(default_factory=dict)
+    """Teachers named by the settings that cannot be loaded, each with the reason."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Task files that could not be learned as they are, by name, each with the reason if it was in this run."""
+    restarts: int = 0
+    pid: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerParts:
+    """The parts of the node that learning touches."""
+
+    mesh: Mesh
+    state: State
+    host: ExpertHost
+    contributions: Contributions
+    directory: Directory
+    replicas: Replicas
+    transport: Transport
+    key: SigningKey
+    telemetry: Telemetry = field(default_factory=Telemetry)
+
+
+def worker_settings(section: TrainSection) -> Settings:
+    """The settings' section under the same names; of its teachers what crosses the pipe."""
+    same = {name: getattr(section, name) for name in Settings.__struct_fields__ if name != "teachers"}
+    teachers = tuple(
+        TeacherChoice(
+            name=teacher.name,
+            weight=teacher.weight,
+            classes=None if teacher.classes is None else str(teacher.classes),
+            mapping=None if teacher.mapping is None else str(teacher.mapping),
+        )
+        for teacher in section.teachers
+    )
+    return Settings(**same, teachers=teachers)
