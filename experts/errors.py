@@ -16,6 +16,7 @@ __all__ = [
     "NothingToLearnFrom",
     "PackageMissing",
     "PickleRefused",
+    "PrivacyBudgetSpent",
     "RowsUnanswered",
     "SectionNotPortable",
     "SettingOutOfRange",
@@ -253,6 +254,16 @@ class NotPositiveDefinite(ExpertsError):
         super().__init__(f"the {size} x {size} system is not positive definite at ridge {ridge:g}")
         self.size = size
         self.ridge = ridge
+
+
+class PrivacyBudgetSpent(ExpertsError):
+    """No further statistics can be shared within the privacy that was promised."""
+
+    def __init__(self, *, increments: int, epsilon: float, delta: float) -> None:
+        super().__init__(f"all {increments} increments within ({epsilon:g}, {delta:g}) have been published")
+        self.increments = increments
+        self.epsilon = epsilon
+        self.delta = delta
 
 
 class NothingCorresponds(ExpertsError):

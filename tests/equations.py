@@ -584,3 +584,23 @@ def variance_along(direction: Vector, vectors: Matrix) -> float:
 def warmed_up(value: float, steps_taken: int, warmup_steps: int) -> float:
     """lambda_t = lambda min(1, t / warmup_steps)."""
     return value if steps_taken >= warmup_steps else value * steps_taken / warmup_steps
+
+
+# Continual learning
+
+
+def relative_mahalanobis(features: Matrix, labels: Sequence[str], h: Vector, ridge: float) -> float:
+    """min_c (h - mu_c)^T S_w^-1 (h - mu_c) - (h - mu)^T S_t^-1 (h - mu), both S with ridge tr(S)/D I added."""
+    dim, total = len(h), len(features)
+    _, means, scatter = class_statistics(features, labels)
+    _, overall, total_scatter = class_statistics(features, ["all"] * total)
+
+    def distance(mean: Vector, matrix: Matrix) -> float:
+        shift = ridge * sum(matrix[i][i] for i in range(dim)) / dim
+        shifted = [[(matrix[i][j] + (shift if i == j else 0.0)) / total for j in range(dim)] for i in range(dim)]
+        away = [a - b for a, b in zip(h, mean, strict=True)]
+        solved = solve(shifted, [[value] for value in away])
+        return sum(a * row[0] for a, row in zip(away, solved, strict=True))
+
+    own = min(distance(mean, scatter) for mean in means.values())
+    return own - distance(overall["all"], total_scatter)

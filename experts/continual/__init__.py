@@ -1,1 +1,1 @@
-"""Learning task after task: which expert takes a class, and what of the past is replayed."""
+"""Learning on and on: what is new, what is done about it and why, and what of the past is kept."""

@@ -2,88 +2,55 @@
 
 Algorithm R (Vitter 1985, "Random sampling with a reservoir", ACM TOMS 11(1)): item t takes a place with
 probability capacity / t, and then a uniform one, so every item seen so far is in the buffer with equal
-probability. Raw items are kept, not features: a module may be trained that reads other features of them.
+probability.
 
 Legend: N items, H height, W width.
 """
 
 import json
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
+from experts.continual.buffers import ReplayBuffer
 from experts.errors import CorruptState, MalformedDataset, SettingOutOfRange
 
 __all__ = ["ReservoirBuffer"]
 
 
-class ReservoirBuffer:
-    """At most ``capacity`` labelled images out of a stream.
+class ReservoirBuffer(ReplayBuffer):
+    """A uniform sample of a stream of labelled images.
 
     What it holds depends on the stream and the generator alone, not on how the stream was cut into batches.
     """
 
-    def __init__(self, capacity: int, generator: torch.Generator) -> None:
+    kind: ClassVar[str] = "reservoir"
+
+    def __init__(self, capacity: int | None, generator: torch.Generator, *, max_bytes: int | None = None) -> None:
         """
         Args:
-            capacity: Images kept, at least 1.
+            capacity: Images kept, at least 1; None if only bytes bound them.
             generator: Decides who stays, and belongs to this buffer alone.
+            max_bytes: Of pixels, at least 1; None if only the number bounds them.
 
         Raises:
-            SettingOutOfRange: If the capacity is not positive.
+            SettingOutOfRange: If a bound is not positive, or there is none.
         """
-        if capacity < 1:
-            raise SettingOutOfRange("capacity", capacity, allowed="at least 1")
-        self.capacity = capacity
-        self.num_seen = 0
+        super().__init__(capacity, max_bytes)
         self._generator = generator
-        self._images: NDArray[np.uint8] | None = None  # (capacity, H, W[, channels]) from the first item on
-        self._labels: list[str] = []
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    @property
-    def images(self) -> NDArray[np.uint8]:
-        """A copy of what is kept, ``(N, H, W)`` or ``(N, H, W, channels)``; ``(0, 0, 0)`` before any item."""
-        if self._images is None:
-            return np.empty((0, 0, 0), dtype=np.uint8)
-        return self._images[: len(self)].copy()
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Class names of ``images``."""
-        return tuple(self._labels)
-
-    def add(self, images: NDArray[np.uint8], labels: Sequence[str]) -> None:
-        """Show the buffer the next items of the stream.
-
-        Args:
-            images: uint8 ``(N, H, W)`` or ``(N, H, W, channels)``, each of the shape of those before.
-            labels: N class names.
-
-        Raises:
-            MalformedDataset: If type, shape or number is another; the buffer is then unchanged.
-        """
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels):
-            reason = f"{images.dtype} {images.shape} with {len(labels)} labels"
-            raise MalformedDataset("replay", reason=reason)
-        if self._images is None:
-            self._images = np.zeros((self.capacity, *images.shape[1:]), dtype=np.uint8)
-        if images.shape[1:] != self._images.shape[1:]:
-            reason = f"images of shape {images.shape[1:]} among {self._images.shape[1:]}"
-            raise MalformedDataset("replay", reason=reason)
-        for image, label in zip(images, labels, strict=True):
-            self._add_one(self._images, image, label)
 
     def to_bytes(self) -> bytes:
         """Contents and generator, so that a restart continues the same sample."""
         labels = json.dumps(self._labels).encode()
+        counts = [self.capacity or 0, self.num_seen]
+        if self.max_bytes is not None:
+            counts.append(self.max_bytes)
         tensors = {
-            "counts": torch.tensor([self.capacity, self.num_seen], dtype=torch.int64),
+            "counts": torch.tensor(counts, dtype=torch.int64),
             "generator": self._generator.get_state(),
             "images": torch.from_numpy(self.images),
             "labels": torch.frombuffer(bytearray(labels), dtype=torch.uint8),
@@ -99,13 +66,16 @@ class ReservoirBuffer:
         """
         try:
             tensors = safetensors.torch.load(data)
-            capacity, num_seen = tensors["counts"].tolist()
+            # Two counts, from before bytes could be the bound, or three.
+            capacity, num_seen, *bounds = tensors["counts"].tolist()
+            (max_bytes,) = bounds or [None]
             labels = json.loads(tensors["labels"].numpy().tobytes())
             images = tensors["images"].numpy()
             generator = torch.Generator()
             generator.set_state(tensors["generator"])
-            buffer = cls(capacity, generator)
-            if len(labels) != min(capacity, num_seen):
+            buffer = cls(capacity or None if max_bytes else capacity, generator, max_bytes=max_bytes)
+            limit = buffer._limit_of(images) if num_seen else 0
+            if len(labels) != min(limit, num_seen):
                 raise CorruptState(_NAME, reason=f"{len(labels)} labels after {num_seen} items")
             if num_seen:
                 buffer.add(images, labels)
@@ -115,16 +85,15 @@ class ReservoirBuffer:
         buffer.num_seen = num_seen
         return buffer
 
-    def _add_one(self, kept: NDArray[np.uint8], image: NDArray[np.uint8], label: str) -> None:
-        self.num_seen += 1
-        if len(self._labels) < self.capacity:
-            kept[len(self._labels)] = image
-            self._labels.append(label)
-            return
-        place = int(torch.randint(self.num_seen, (), generator=self._generator))
-        if place < self.capacity:
-            kept[place] = image
-            self._labels[place] = label
+    def _take(self, kept: NDArray[np.uint8], images: NDArray[np.uint8], labels: Sequence[str]) -> None:
+        for image, label in zip(images, labels, strict=True):
+            self.num_seen += 1
+            if len(self) < len(kept):
+                self._put(kept, len(self), image, label)
+                continue
+            place = int(torch.randint(self.num_seen, (), generator=self._generator))
+            if place < len(kept):
+                self._put(kept, place, image, label)
 
 
 _NAME = "replay buffer"

@@ -1,0 +1,70 @@
+"""The settings of continual learning on one machine."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from experts.continual.novelty import NoveltyConfig
+from experts.continual.redundancy import RedundancyConfig
+from experts.continual.replay_kinds import ReplayConfig
+from experts.continual.sizing import DEFAULT_MAX_PARAMETERS
+from experts.continual.stream import StreamConfig
+from experts.distillation.config import DistillationConfig
+from experts.errors import SettingOutOfRange
+from experts.router.ridge import RouterConfig
+
+__all__ = ["LearnerConfig", "Setting"]
+
+Setting = Literal["class-incremental", "domain-incremental", "task-incremental"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerConfig:
+    """What a `ContinualLearner` does when.
+
+    Raises:
+        SettingOutOfRange: If a field is outside its range.
+    """
+
+    setting: Setting
+    """What later data brings: other classes, other domains with the same classes, or tasks that are told."""
+
+    router: RouterConfig = field(default_factory=RouterConfig)
+    """Its ridge also makes the teachers; top_k 2 suits domains."""
+
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """Of each lesson; ``steps`` is the most one takes."""
+
+    passes: float = 15.0
+    """Over the items of a lesson, above 0, within those steps."""
+
+    trial_steps: int = 50
+    """Of updates and beginnings that are only tried, at least 1."""
+
+    min_gain: float = 0.005
+    """Accuracy as a share that a tried update must bring, in [-1, 1]; -1 updates always."""
+
+    max_parameters: int = DEFAULT_MAX_PARAMETERS
+    """Of a spawned expert."""
+
+    increment_items: int = 512
+    """Images of a stream that are learned together, at least 1."""
+
+    held_out_per_target: int = 128
+    """Images that only judge, of each class or domain that the router tells apart, at least 1: one in five that come,
+    until there are so many."""
+
+    novelty: NoveltyConfig = field(default_factory=NoveltyConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    redundancy: RedundancyConfig = field(default_factory=RedundancyConfig)
+
+    def __post_init__(self) -> None:
+        if self.setting not in get_args(Setting):
+            raise SettingOutOfRange("setting", self.setting, allowed=", ".join(get_args(Setting)))
+        if not 0.0 < self.passes < float("inf"):
+            raise SettingOutOfRange("passes", self.passes, allowed="finite and above 0")
+        for name in ("trial_steps", "increment_items", "held_out_per_target", "max_parameters"):
+            if getattr(self, name) < 1:
+                raise SettingOutOfRange(name, getattr(self, name), allowed="at least 1")
+        if not -1.0 <= self.min_gain <= 1.0:
+            raise SettingOutOfRange("min_gain", self.min_gain, allowed="in [-1, 1]")
