@@ -5,7 +5,7 @@ Legend: P parameters.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -15,10 +15,10 @@ from meshnode.batches import Batches
 from meshnode.compute import Compute
 from meshnode.generations import Built, build_next
 from meshnode.hosted import HostedExpert
-from meshnode.state.rows import Generation, NewWeights, Reached
+from meshnode.state.rows import Generation, NewWeights, Reached, all_tasks
 from meshnode.state.state import State
 
-__all__ = ["Commits"]
+__all__ = ["Commits", "serve"]
 
 MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
 """Weights that are built, and that are written, in one go: more would only be held in memory for longer."""
@@ -48,6 +48,7 @@ class Commits:
         cause: str,
         reached: Reached | None = None,
         number: int | None = None,
+        tasks: Collection[str] | None = (),
     ) -> None:
         """Write a generation, then serve it: what is advertised can be served, and survives a kill.
 
@@ -57,17 +58,23 @@ class Commits:
             cause: As `Generation.cause`.
             reached: The last training run behind it; None if there was none here.
             number: Of the last averaging round that it holds; None if that is the replica's still.
+            tasks: As `NewWeights.tasks`.
 
         Raises:
             CorruptWeights: The change is not finite.
         """
         number = expert.round if number is None else number
         built = await self._building.do(_Change(expert, change))
-        new = NewWeights(uid=expert.uid, weights=built.data, cause=cause, reached=reached, round=number)
+        new = NewWeights(
+            uid=expert.uid,
+            weights=built.data,
+            cause=cause,
+            reached=reached,
+            round=number,
+            tasks=all_tasks(tasks),
+        )
         generation = await self._writing.do(new)
-        expert.module, expert.generation, expert.weights = built.module, generation.number, generation.digest
-        expert.committed_at, expert.reached, expert.round = generation.created_at, reached, number
-        expert.reference, expert.reference_digest, expert.drift = built.reference, built.digest, built.drift
+        serve(expert, built, generation)
 
     async def _build_all(self, changes: Sequence["_Change"]) -> "Sequence[Built | Exception]":
         # Beside the loop, for answers must not wait for it.
@@ -81,6 +88,13 @@ class Commits:
 
     async def _write_all(self, new: Sequence[NewWeights]) -> Sequence[Generation]:
         return await asyncio.to_thread(self._state.commit_generations, new)
+
+
+def serve(expert: HostedExpert, built: Built, generation: Generation) -> None:
+    """Have a replica be what was written."""
+    expert.module, expert.generation, expert.weights = built.module, generation.number, generation.digest
+    expert.committed_at, expert.reached, expert.round = generation.created_at, generation.reached, generation.round
+    expert.reference, expert.reference_digest, expert.drift = built.reference, built.digest, built.drift
 
 
 class _Change(NamedTuple):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import torch
 
 from experts.data.npz import load_task
@@ -56,6 +57,8 @@ class Founding:
     """Kind of newly spawned experts, of the registry."""
     expert_settings: Mapping[str, object] = field(default_factory=dict)
     """Of that kind, by name; those not given have their usual values."""
+    statistics_norm: float | None = None
+    """To which features are clipped where statistics are noised; None if none may be."""
 
 
 def found_mesh(home: Home, founding: Founding) -> MeshId:
@@ -86,6 +89,7 @@ def found_mesh(home: Home, founding: Founding) -> MeshId:
                 trunk=trunk_digest,
                 feature_dim=made.feature_dim,
                 expert=form,
+                statistics_norm=msgspec.UNSET if founding.statistics_norm is None else founding.statistics_norm,
                 calibration=f"m and s: {len(images)} images of the founder's: {classes}"[:2048],
             )
         )

@@ -16,9 +16,9 @@ from meshnode.state.rows import Reached, Standing
 from protocol.identifiers import Digest, ExpertUid
 from protocol.records import ExpertAdvert
 
-__all__ = ["FOLLOWED", "IMPORTED", "MIGRATED", "TRAINED", "Answer", "Descent", "HostedExpert"]
+__all__ = ["FOLLOWED", "IMPORTED", "MIGRATED", "REDISTILLED", "TRAINED", "Answer", "Descent", "HostedExpert"]
 
-TRAINED, IMPORTED = "trained", "imported"
+TRAINED, IMPORTED, REDISTILLED = "trained", "imported", "redistilled"
 """Causes of generations that hold something which no other replica has."""
 
 MIGRATED, FOLLOWED = "migrated", "followed"

@@ -13,7 +13,7 @@ Legend: P parameters, B batch, D feature, C the expert's classes.
 import asyncio
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -27,12 +27,12 @@ from experts.averaging import Averaged
 from experts.checkpoint import flat_parameters, load_weights, weights_to_bytes
 from experts.errors import ExpertsError
 from meshnode.beside import beside
-from meshnode.commits import Commits
+from meshnode.commits import Commits, serve
 from meshnode.compute import Compute
 from meshnode.errors import NoAncestorHere, Refused
 from meshnode.forms import form_of
 from meshnode.generations import build_first, digest_of_vector, drift_of
-from meshnode.hosted import IMPORTED, MIGRATED, TRAINED, Answer, Descent, HostedExpert
+from meshnode.hosted import IMPORTED, MIGRATED, REDISTILLED, TRAINED, Answer, Descent, HostedExpert
 from meshnode.logs import get_logger
 from meshnode.state.rows import ExpertRow, Generation, Reached, Standing
 from meshnode.state.state import State
@@ -128,7 +128,7 @@ class ExpertHost:
     def _kept_reference(self, uid: ExpertUid, architecture: Architecture) -> np.ndarray | None:
         """The newest parameters still kept that were not learned here; None if there are none any more."""
         for generation in self._state.ledger.generations(uid):
-            if generation.cause not in {TRAINED, IMPORTED}:
+            if generation.cause not in {TRAINED, IMPORTED, REDISTILLED}:
                 module = architecture.build(uid)
                 with suppress(ExpertsError, UnknownBlob, BlobCorrupt):
                     load_weights(module, self._state.blobs.get(generation.digest))
@@ -285,7 +285,7 @@ class ExpertHost:
             load_weights(module, weights)
             await self._commit(expert, flat_parameters(module).numpy(), cause=IMPORTED)
 
-    async def succeed(
+    async def succeed(  # noqa: PLR0913  # an argument a fact
         self,
         old_uid: ExpertUid,
         *,
@@ -294,6 +294,7 @@ class ExpertHost:
         lineage: bytes,
         cause: str,
         round: int = 0,  # noqa: A002 - as everywhere else
+        tasks: Collection[str] | None = (),
     ) -> HostedExpert:
         """Put a new expert in the place of a current one, which is retired: one transaction, and one step of the loop.
 
@@ -307,6 +308,7 @@ class ExpertHost:
             lineage: The document whose last step made it; says its uid, and the weights it descends from.
             cause: `MIGRATED`, `FOLLOWED` or `IMPORTED`.
             round: Number of the last averaging round that the weights hold; 0 before any.
+            tasks: This node's tasks that it was made with the images of; None where unknown.
 
         Raises:
             UnknownExpert: `old_uid` is not hosted here, or not as current.
@@ -358,7 +360,9 @@ class ExpertHost:
                 reference_digest=built.digest,
                 drift=built.drift,
             )
-            write = partial(self._state.succeed, old_uid, row, built.data, lineage, cause=cause, round_=round)
+            write = partial(
+                self._state.succeed, old_uid, row, built.data, lineage, cause=cause, round_=round, tasks=tasks
+            )
             return await self._exchange(old, new, "retired", write)
 
     async def roll_back(self, uid: ExpertUid) -> HostedExpert:
@@ -400,6 +404,55 @@ class ExpertHost:
             self.changed.set()
         return come
 
+    async def start_over(
+        self,
+        uid: ExpertUid,
+        weights: bytes,
+        *,
+        tasks: Collection[str] | None,
+        round: int,  # noqa: A002 - as everywhere else
+    ) -> None:
+        """Serve weights that owe nothing to what the expert has been since it learned something; that is forgotten.
+
+        Args:
+            uid: A current one.
+            weights: As safetensors, of the expert's origin.
+            tasks: Names of this node's tasks that they were trained on; None where unknown.
+            round: Number of the last averaging round that they hold; 0 before any.
+
+        Raises:
+            UnknownExpert: It is not hosted here, or not as current.
+            Refused: It is in training.
+            CorruptWeights: The weights are not its own.
+        """
+        expert = self._current(uid)
+        async with expert.changed:
+            self._current(uid)
+            _check_idle(expert)
+            made = partial(build_first, uid, expert.architecture, weights, device=self._device, is_shared=False)
+            built = await self._compute.run_own(made)
+            write = partial(self._state.start_over, uid, built.data, cause=REDISTILLED, tasks=tasks, round_=round)
+            serve(expert, built, await asyncio.to_thread(write))
+            self.changed.set()
+
+    async def erase(self, uid: ExpertUid) -> None:
+        """Keep nothing of an expert, whatever its standing, and serve it no more; the mesh's replicas are not asked.
+
+        Raises:
+            Refused: It is in training.
+        """
+        expert = self.find(uid)
+        if expert is None:  # one that this machine cannot build
+            await asyncio.to_thread(self._state.erase_expert, uid)
+            self._unusable.pop(uid, None)
+            return
+        async with expert.changed:
+            _check_idle(expert)
+            await asyncio.to_thread(self._state.erase_expert, uid)
+            self._experts.pop(uid, None)
+            self._retired.pop(uid, None)
+            self.changed.set()
+
     async def begin_training(self, uid: ExpertUid) -> bytes:
         """Weights to start a training run from; deltas committed from now on are that run's to take in.
 
@@ -417,19 +470,28 @@ class ExpertHost:
         if uid in self._experts:
             self._experts[uid].deltas = None
 
-    async def checkpoint(self, uid: ExpertUid, vector: np.ndarray, *, deltas_applied: int, reached: Reached) -> None:
+    async def checkpoint(
+        self,
+        uid: ExpertUid,
+        vector: np.ndarray,
+        *,
+        deltas_applied: int,
+        reached: Reached,
+        tasks: Collection[str] | None = (),
+    ) -> None:
         """Commit what the trainer has reached.
 
         Args:
             vector: Flat parameters, float32 ``(P,)``.
             deltas_applied: How many of this run's deltas the trainer had added by then.
             reached: The run, and its steps so far.
+            tasks: Names of the tasks that the run learns from; None where unknown.
         """
         expert = self.get(uid)
         async with expert.changed:
             missed = (expert.deltas or [])[deltas_applied:]
             learned = vector + sum(missed, np.zeros_like(vector))
-            await self._commit(expert, learned, cause=TRAINED, reached=reached)
+            await self._commit(expert, learned, cause=TRAINED, reached=reached, tasks=tasks)
 
     async def apply_round(self, uid: ExpertUid, averaged: Averaged, *, number: int, cause: str = "averaged") -> bool:
         """Commit what a round came to.
@@ -484,8 +546,9 @@ class ExpertHost:
         cause: str,
         reached: Reached | None = None,
         number: int | None = None,
+        tasks: Collection[str] | None = (),
     ) -> None:
-        await self._commits.commit(expert, change, cause=cause, reached=reached, number=number)
+        await self._commits.commit(expert, change, cause=cause, reached=reached, number=number, tasks=tasks)
         self.changed.set()
 
 

@@ -190,6 +190,7 @@ class Migrations:
                 weights=made.weights,
                 lineage=encode_lineage(await self._lineage_with(old, step)),
                 cause=MIGRATED,
+                tasks=made.tasks,
             )
 
     async def _made(self, worker: TrainerProcess, migration: Migration, old: HostedExpert, weights: bytes) -> Migrated:

@@ -17,6 +17,7 @@ from meshnode.device import Device
 from meshnode.directory import Directory
 from meshnode.facade import Facade
 from meshnode.following import Following
+from meshnode.forgetting import Forgetting
 from meshnode.home import Home
 from meshnode.hosting import ExpertHost
 from meshnode.inference import RoutedInference
@@ -169,6 +170,7 @@ class MeshRuntime:
             home.trainer,
             device=device.used,
             threads=config.compute.threads or 1,
+            privacy=config.privacy,
         )
         trainer = self.trainer if config.train.enabled else None
         self.following = Following(
@@ -199,6 +201,19 @@ class MeshRuntime:
             averager_config(config),
             Hooks(apply=self._apply_round, catch_up=self._catch_up, weight=self._weight_of, pacer=pacer),
             telemetry,
+        )
+        self.forgetting = Forgetting(
+            mesh=mesh,
+            state=state,
+            host=self.host,
+            contributions=self.contributions,
+            directory=self.directory,
+            trainer=trainer,
+            transport=transport,
+            key=key,
+            let_go=self.averager.let_go,
+            teachers=tuple(teacher.name for teacher in config.train.teachers),
+            telemetry=telemetry,
         )
 
         self.facade: Facade | None = None
@@ -243,6 +258,16 @@ class MeshRuntime:
         """Names of the task files this node has learned, in the order it learned them."""
         rows = [row for row in self._state.ledger.tasks() if row.state == LEARNED]
         return [row.name for row in sorted(rows, key=lambda row: row.learned_at or 0.0)]
+
+    def tasks_of(self, uid: ExpertUid) -> tuple[str, ...] | None:
+        """Names of this node's tasks that an expert hosted here has learned; None where unknown."""
+        newest = self._state.ledger.generations(uid)[:1]
+        return newest[0].tasks if newest else ()
+
+    def forgotten(self) -> dict[str, list[str]]:
+        """What is to stay forgotten here: names of tasks, ids of peers."""
+        ledger = self._state.ledger
+        return {"tasks": list(ledger.forgotten("task")), "peers": list(ledger.forgotten("peer"))}
 
     async def leave(self) -> None:
         """Tell the mesh that this node stops."""
@@ -303,4 +328,5 @@ class MeshRuntime:
             leaving=leaving,
             experts=told,
             contributions=self.contributions.index,
+            withdrawals=self.contributions.withdrawals,
         )

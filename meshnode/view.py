@@ -31,10 +31,12 @@ from meshnode.documents import (
     training_document,
 )
 from meshnode.errors import NoSuchPeerOrExpert, Refused
+from meshnode.forget_order import ForgetRequest
 from meshnode.gauges import NodeGauges
 from meshnode.migration_order import MigrationRequest
 from meshnode.migrations import not_current
 from meshnode.preservation_documents import lineage_document, migration_document
+from meshnode.privacy_documents import forget_document, privacy_document
 from meshnode.runtime import MeshRuntime
 from meshnode.settings.config import Settings
 from meshnode.settings.documents import settings_document
@@ -275,6 +277,16 @@ class NodeView:
         lineage = None if data is None else decode_lineage(data)
         names = {record.peer_id: record.peer_name for record in runtime.directory.records()}
         return lineage_document(runtime.mesh, advert, lineage, names)
+
+    async def forget(self, request: ForgetRequest) -> dict[str, Any]:
+        """Forget a task or what a peer contributed, or let it come back."""
+        return forget_document(await self._at_work().forgetting.carry_out(request))
+
+    def privacy(self) -> dict[str, Any]:
+        """What leaves this machine, and with which protection."""
+        if self.runtime is None:
+            raise NotReady(self.reason)
+        return privacy_document(self.runtime, self.config, self.transport)
 
     def _at_work(self) -> MeshRuntime:
         """The node's part in its mesh, while it takes work."""

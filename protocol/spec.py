@@ -96,6 +96,9 @@ class MeshSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     outputs. An expert with more classes is not shown to them."""
     calibration: Annotated[str, msgspec.Meta(max_length=limits.MAX_SPEC_TEXT_CHARS)]
     """What m and s were measured on, in words."""
+    statistics_norm: _Positive | msgspec.UnsetType = msgspec.UNSET
+    """To which L2 norm features are clipped before statistics of them are noised; the same for all, or their sums would
+    mean different things. Without it nobody here can add noise, and the spec has the bytes it always had."""
 
 
 class _Schema(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meshnode.api import ApiServer
+from meshnode.forget_order import ForgetRequest
 from meshnode.home import DaemonNote, Home
 from meshnode.migration_order import MigrationRequest
 
@@ -47,6 +48,11 @@ class FakeNode:
     migration_steps: list[dict[str, Any]] = field(default_factory=list)
     """How a migration stands each time somebody looks; the last one stays."""
     migrated: list[tuple[str, MigrationRequest]] = field(default_factory=list)
+    told: dict[str, Any] = field(default_factory=dict)
+    """What leaves the machine."""
+    forgot: list[ForgetRequest] = field(default_factory=list)
+    forgetting: dict[str, Any] = field(default_factory=dict)
+    """What came of it."""
     rolled_back: list[str] = field(default_factory=list)
     line: list[dict[str, Any]] = field(default_factory=list)
     """The experts of every lineage."""
@@ -190,6 +196,17 @@ class FakeNode:
     async def expert_lineage(self, uid: str) -> dict[str, Any]:
         self._fail()
         return {"uid": uid, "classes": ["ankle boot", "bag"], "experts": self.line}
+
+    def privacy(self) -> dict[str, Any]:
+        self._fail()
+        return self.told
+
+    async def forget(self, request: ForgetRequest) -> dict[str, Any]:
+        self._fail()
+        self.forgot.append(request)
+        blank: dict[str, Any] = {"dropped": [], "retired": [], "redistilled": [], "not_forgotten": []}
+        asked = {"task": request.task, "peer": request.peer, "undo": request.undo, "dry_run": request.dry_run}
+        return blank | asked | self.forgetting
 
     def request_shutdown(self) -> None:
         self.shutdowns += 1

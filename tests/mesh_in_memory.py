@@ -261,6 +261,7 @@ def _put_together(
             leaving=leaving,
             experts=tuple(sorted((expert.advert() for expert in host.experts.values()), key=lambda advert: advert.uid)),
             contributions=contributions.index,
+            withdrawals=contributions.withdrawals,
         )
 
     hooks = Hooks(apply=apply, catch_up=behind, weight=lambda uid: 1.0, pacer=Pacer(None))

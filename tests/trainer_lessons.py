@@ -22,8 +22,10 @@ from meshnode.trainer.messages import (
     ExpertJob,
     FromTrainer,
     Learn,
+    PrivacyTerms,
     TeacherChoice,
 )
+from meshnode.trainer.publishing import Publisher
 from meshnode.trainer.teaching import Faculty, FacultyConfig
 
 __all__ = [
@@ -104,13 +106,13 @@ class Lesson:
             distillation=DistillationConfig(steps=self.steps, gamma=self.gamma, lr=self.lr, alpha=self.alpha),
             checkpoint_steps=CHECKPOINT_STEPS,
             checkpoint_s=self.checkpoint_s,
-            fingerprint=MESH.fingerprint,
             seed=1,
         )
         self.said = []
         faculty, runs = self.faculty(), InterruptedRuns(self.folder / "runs")
         assert faculty.load() == {}
-        learner = Learner(tiny_trunk(), self.memory(), faculty, runs, config, self._hear)
+        publisher = Publisher(self.folder / "published.msgpack", PrivacyTerms(), MESH.fingerprint)
+        learner = Learner(tiny_trunk(), self.memory(), faculty, runs, publisher, config, self._hear)
         learner.learn(Learn(run=1, task=name, experts=tuple(jobs)), task, name, deltas)
         return self.said
 

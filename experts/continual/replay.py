@@ -4,11 +4,16 @@ Algorithm R (Vitter 1985, "Random sampling with a reservoir", ACM TOMS 11(1)): i
 probability capacity / t, and then a uniform one, so every item seen so far is in the buffer with equal
 probability.
 
+Items may leave the stream again: what is left of the sample is a uniform one of what is left of the stream, only
+smaller. Items that come later make up for those that left, by random pairing (Gemulla, Lehner and Haas 2006, "A dip in
+the reservoir", VLDB): of the v departures from the buffer and w from outside that nothing has made up for yet, the next
+item takes the part of one of the former with probability v / (v + w) and is kept, else of one of the latter and is not.
+
 Legend: N items, H height, W width.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -42,6 +47,26 @@ class ReservoirBuffer(ReplayBuffer):
         """
         super().__init__(capacity, max_bytes)
         self._generator = generator
+        self._vacated, self._unkept = 0, 0
+        """v and w."""
+
+    def drop(self, rows: Collection[int], num_gone: int) -> None:
+        """Items leave the stream as if they had never been in it.
+
+        Args:
+            rows: Those of `images` among them, each once.
+            num_gone: How many items leave, these rows and those that were not kept; fewer than the rows if their number
+                is not known, which then counts the rows alone.
+        """
+        num_gone = min(max(num_gone, len(rows)), self.num_seen)
+        stays = [row for row in range(len(self)) if row not in rows]
+        if self._images is not None:
+            self._images[: len(stays)] = self._images[stays]
+            self._images[len(stays) :] = 0
+        self._labels = [self._labels[row] for row in stays]
+        self.num_seen -= num_gone
+        self._vacated += len(rows)
+        self._unkept += num_gone - len(rows)
 
     def to_bytes(self) -> bytes:
         """Contents and generator, so that a restart continues the same sample."""
@@ -55,6 +80,8 @@ class ReservoirBuffer(ReplayBuffer):
             "images": torch.from_numpy(self.images),
             "labels": torch.frombuffer(bytearray(labels), dtype=torch.uint8),
         }
+        if self._vacated or self._unkept:
+            tensors["left"] = torch.tensor([self._vacated, self._unkept], dtype=torch.int64)
         return safetensors.torch.save(tensors)
 
     @classmethod
@@ -74,26 +101,41 @@ class ReservoirBuffer(ReplayBuffer):
             generator = torch.Generator()
             generator.set_state(tensors["generator"])
             buffer = cls(capacity or None if max_bytes else capacity, generator, max_bytes=max_bytes)
-            limit = buffer._limit_of(images) if num_seen else 0
-            if len(labels) != min(limit, num_seen):
+            vacated, unkept = tensors["left"].tolist() if "left" in tensors else (0, 0)
+            if min(vacated, unkept) < 0:
+                raise CorruptState(_NAME, reason="a number below 0")
+            # Of an empty array no limit by bytes follows; nothing is kept then.
+            limit = buffer._limit_of(images) if len(images) else vacated
+            if len(labels) + vacated != min(limit, num_seen + vacated + unkept):
                 raise CorruptState(_NAME, reason=f"{len(labels)} labels after {num_seen} items")
-            if num_seen:
+            if len(images):
                 buffer.add(images, labels)
         except (*_UNREADABLE, MalformedDataset, SettingOutOfRange) as exc:
             raise CorruptState(_NAME, reason=str(exc)) from exc
         # Adding drew nothing: the buffer was not yet full.
-        buffer.num_seen = num_seen
+        buffer.num_seen, buffer._vacated, buffer._unkept = num_seen, vacated, unkept
         return buffer
 
     def _take(self, kept: NDArray[np.uint8], images: NDArray[np.uint8], labels: Sequence[str]) -> None:
         for image, label in zip(images, labels, strict=True):
             self.num_seen += 1
+            if self._vacated or self._unkept:
+                self._make_up(kept, image, label)
+                continue
             if len(self) < len(kept):
                 self._put(kept, len(self), image, label)
                 continue
             place = int(torch.randint(self.num_seen, (), generator=self._generator))
             if place < len(kept):
                 self._put(kept, place, image, label)
+
+    def _make_up(self, kept: NDArray[np.uint8], image: NDArray[np.uint8], label: str) -> None:
+        drawn = int(torch.randint(self._vacated + self._unkept, (), generator=self._generator))
+        if drawn < self._vacated:
+            self._vacated -= 1
+            self._put(kept, len(self), image, label)
+        else:
+            self._unkept -= 1
 
 
 _NAME = "replay buffer"

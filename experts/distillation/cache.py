@@ -108,6 +108,20 @@ class LogitCache:
         kept = self._write(path, seal({_LOGITS: logits_NK}, header))
         return CachedLogits(logits_NK=logits_NK, outcome=outcome, reason=reason, kept=kept)
 
+    def __len__(self) -> int:
+        """Entries kept."""
+        return len(self._entries())
+
+    def clear(self) -> None:
+        """Delete all entries, and what interrupted writes have left of some; no error if one is deleted meanwhile."""
+        for entry in self._entries():
+            entry.unlink(missing_ok=True)
+        for part in self._folder.glob(f"*{_PART}"):
+            part.unlink(missing_ok=True)
+
+    def _entries(self) -> list[Path]:
+        return [path for path in self._folder.glob(f"*{_SUFFIX}") if _ENTRY_NAME.fullmatch(path.name)]
+
     def _run(self, teacher: Teacher, images_NCHW: Tensor) -> Tensor:
         batches: list[Tensor] = []
         for images_BCHW in torch.split(images_NCHW, self._batch_size):

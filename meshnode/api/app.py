@@ -15,6 +15,7 @@ from starlette.responses import Response
 from meshnode.api.guard import Guard, allowed_hosts
 from meshnode.api.payload import image_array, images_from_npy, infer_request_from_json, whole_body
 from meshnode.api.preservation import preservation_routes
+from meshnode.api.privacy import privacy_routes
 from meshnode.api.replicas import replica_routes
 from meshnode.api.replies import JsonResponse, document, error_response, failure_response
 from meshnode.api.service import NodeService
@@ -44,6 +45,7 @@ def create_app(service: NodeService, key: str, port: int, *, listen_host: str = 
     app.include_router(_act_routes(service), prefix="/api/v1")
     app.include_router(replica_routes(service), prefix="/api/v1")
     app.include_router(preservation_routes(service), prefix="/api/v1")
+    app.include_router(privacy_routes(service), prefix="/api/v1")
     app.add_middleware(Guard, key=key, hosts=allowed_hosts(listen_host, port))
     app.add_exception_handler(ModuleMeshError, _named_failure)
     app.add_exception_handler(NodeError, _named_failure)

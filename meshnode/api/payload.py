@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import Request
 
+from meshnode.forget_order import ForgetRequest
 from meshnode.migration_order import MigrationRequest
 from protocol.errors import FrameTooLarge, MalformedMessage, MalformedTensor
 
 __all__ = [
     "InferRequest",
+    "forget_request_from_json",
     "image_array",
     "images_from_npy",
     "infer_request_from_json",
@@ -63,6 +65,11 @@ def infer_request_from_json(body: bytes) -> InferRequest:
 def migration_request_from_json(body: bytes) -> MigrationRequest:
     """As `infer_request_from_json`."""
     return _from_json(body, MigrationRequest)
+
+
+def forget_request_from_json(body: bytes) -> ForgetRequest:
+    """As `infer_request_from_json`."""
+    return _from_json(body, ForgetRequest)
 
 
 def _from_json(body: bytes, kind: type[T]) -> T:

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from meshnode.forget_order import ForgetRequest
 from meshnode.migration_order import MigrationRequest
 
 __all__ = ["Document", "NodeService"]
@@ -152,6 +153,23 @@ class NodeService(Protocol):
         Raises:
             NoSuchPeerOrExpert: It is not known.
             ModuleMeshError: What tells of it cannot be had from a peer just now, or is another expert's.
+        """
+        ...
+
+    def privacy(self) -> Document:
+        """What leaves this machine, with counts, versions and bytes, and with which protection.
+
+        Raises:
+            ModuleMeshError: The node belongs to no mesh yet.
+        """
+        ...
+
+    async def forget(self, request: ForgetRequest) -> Document:
+        """Forget a task or what a peer contributed, or let it come back; says what became of everything.
+
+        Raises:
+            NodeError: The task or the peer is not known, or the trainer ended meanwhile.
+            ModuleMeshError: The node belongs to no mesh yet, or is stopping.
         """
         ...
 

@@ -56,6 +56,9 @@ MAX_ATTEMPTS = 3
 LEAST_SHARE = 0.4
 """Share of an attempt's time that must be left for another: a silent member has cost half of the round's."""
 
+LET_GO_S = 0.1
+"""Pause between two looks at whether a round has ended."""
+
 V = TypeVar("V")
 ApplyRound = Callable[[ExpertUid, Averaged, int], Awaitable[None]]
 """(expert, what the round came to, the round's number)."""
@@ -181,6 +184,13 @@ class Averager:
         """Whether the replica changed enough, or is still on its way to the mean of all."""
         is_moving = number < self._moving_until.get(uid, 0)
         return is_moving or self._host.get(uid).drift >= self._config.min_drift
+
+    async def let_go(self, uid: ExpertUid) -> None:
+        """Wait until no round of an expert is under way, and forget what was in doubt: it is about to be dropped."""
+        while uid in self._under_way:  # noqa: ASYNC110 - seconds, seldom
+            await asyncio.sleep(LET_GO_S)
+        self._doubts.pop(uid, None)
+        self._moving_until.pop(uid, None)
 
     async def _average(
         self, uid: ExpertUid, number: int, group: _Group, tasks: asyncio.TaskGroup, *, is_ready: bool

@@ -13,12 +13,14 @@ from meshnode.cli.config import config
 from meshnode.cli.demo import demo
 from meshnode.cli.doctor import doctor
 from meshnode.cli.experts import experts
+from meshnode.cli.forget import forget
 from meshnode.cli.identity import identity
 from meshnode.cli.infer import infer
 from meshnode.cli.init import init
 from meshnode.cli.options import in_order
 from meshnode.cli.output import Output
 from meshnode.cli.peers import peers
+from meshnode.cli.privacy import privacy
 from meshnode.cli.run import run
 from meshnode.cli.session import Session
 from meshnode.cli.status import status
@@ -54,6 +56,8 @@ app.add_typer(experts, name="experts")
 app.add_typer(train, name="train")
 app.add_typer(teacher, name="teacher")
 app.command("infer")(infer)
+app.command("forget")(forget)
+app.command("privacy")(privacy)
 app.add_typer(bench, name="bench")
 app.add_typer(config, name="config")
 app.command("version")(version)

@@ -73,6 +73,15 @@ def init(  # noqa: PLR0913  # a parameter an option
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="A setting of that form, such as hidden=16; may be repeated."),
     ] = None,
+    statistics_norm: Annotated[
+        float | None,
+        typer.Option(
+            metavar="R",
+            min=1e-6,
+            max=1e6,
+            help="Norm that features are clipped to where members of the new mesh add noise; none can unless given.",
+        ),
+    ] = None,
 ) -> None:
     """Make a node's folder, settings and identity.
 
@@ -80,8 +89,9 @@ def init(  # noqa: PLR0913  # a parameter an option
     """
     if (mesh is None) != (data is None):
         raise typer.BadParameter("--mesh and --data go together: a mesh is founded from a task file's images")
-    if mesh is None and (expert != _USUAL_EXPERT or expert_set):
-        raise typer.BadParameter("--expert and --expert-set describe a new mesh: they go with --mesh and --data")
+    if mesh is None and (expert != _USUAL_EXPERT or expert_set or statistics_norm is not None):
+        message = "--expert, --expert-set and --statistics-norm describe a new mesh: they go with --mesh and --data"
+        raise typer.BadParameter(message)
     if data is not None and not data.is_file():
         raise ResourceAbsent(f"there is no task file {data}", hint="Give an .npz file of images and labels.")
     expert_settings = form_settings(expert_set or (), "--expert-set")
@@ -106,6 +116,7 @@ def init(  # noqa: PLR0913  # a parameter an option
             pixels=pixels,
             expert=expert,
             expert_settings=expert_settings,
+            statistics_norm=statistics_norm,
         )
         mesh_id = found_mesh(session.home, founding)
         founded = {"id": str(mesh_id), "name": mesh}

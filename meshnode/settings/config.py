@@ -29,6 +29,7 @@ from meshnode.settings.sections import (
     NetSection,
     NodeSection,
     PreserveSection,
+    PrivacySection,
     ServeSection,
     TrainSection,
 )
@@ -61,6 +62,7 @@ class NodeConfig(BaseModel):
     train: TrainSection = Field(default_factory=TrainSection)
     average: AverageSection = Field(default_factory=AverageSection)
     preserve: PreserveSection = Field(default_factory=PreserveSection)
+    privacy: PrivacySection = Field(default_factory=PrivacySection)
     serve: ServeSection = Field(default_factory=ServeSection)
     api: ApiSection = Field(default_factory=ApiSection)
     mqtt: MqttSection = Field(default_factory=MqttSection)

@@ -32,6 +32,7 @@ __all__ = [
     "NetSection",
     "NodeSection",
     "PreserveSection",
+    "PrivacySection",
     "ServeSection",
     "TeacherSetting",
     "TrainSection",
@@ -357,6 +358,19 @@ class PreserveSection(_Section):
     Without this the old form stays, and goes on being served."""
     margin: float = Field(default=0.01, ge=0, le=1)
     """How far a new form's accuracy on held-out images may be below the old one's; more, and the old one stays."""
+
+
+class PrivacySection(_Section):
+    """What may be told of the samples that this node learns from."""
+
+    min_samples: int = Field(default=10, ge=1, le=1_000_000)
+    """A class of a task is shared in the router's statistics once so many images of it are new since they were last
+    published; fewer wait. 1 turns this off."""
+    epsilon: float | None = Field(default=None, gt=0, le=1000)
+    """Publish statistics with Gaussian noise, each increment (epsilon, delta)-differentially private. Without a norm in
+    the mesh's spec no statistics are published then. Unless set, there is no noise."""
+    delta: float = Field(default=1e-6, gt=0, le=0.1)
+    """Of the same; well below one over the number of samples."""
 
 
 class ServeSection(_Section):

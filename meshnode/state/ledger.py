@@ -16,13 +16,38 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from meshnode.errors import StateTooNew, StateUnreadable
-from meshnode.state.rows import ContributionRow, ExpertRow, Generation, Reached, Standing, TaskRow
+from meshnode.state.rows import (
+    ContributionRow,
+    ExpertRow,
+    Forgotten,
+    Generation,
+    Reached,
+    Standing,
+    TaskRow,
+    WithdrawalRow,
+    all_tasks,
+)
 from protocol.errors import UnknownExpert
-from protocol.identifiers import ExpertUid
+from protocol.identifiers import ExpertUid, PeerId
 
 __all__ = ["Ledger", "SCHEMA_VERSION"]
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
+
+_FORGETTING: Final = (
+    """CREATE TABLE withdrawals (
+        peer_id TEXT NOT NULL,
+        task TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        sealed BLOB NOT NULL,
+        PRIMARY KEY (peer_id, task)
+    ) STRICT""",
+    """CREATE TABLE forgotten (
+        kind TEXT NOT NULL,         -- task or peer
+        name TEXT NOT NULL,
+        PRIMARY KEY (kind, name)
+    ) STRICT""",
+)
 
 _SCHEMA: Final = (
     "CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
@@ -47,6 +72,7 @@ _SCHEMA: Final = (
         steps INTEGER NOT NULL,     -- of the run
         run TEXT,                   -- NULL before any
         round INTEGER NOT NULL DEFAULT 0,
+        tasks TEXT,                 -- JSON array of names; NULL where unknown
         PRIMARY KEY (uid, number)
     ) STRICT""",
     """CREATE TABLE contributions (
@@ -63,6 +89,7 @@ _SCHEMA: Final = (
         state TEXT NOT NULL,
         learned_at REAL             -- Unix seconds
     ) STRICT""",
+    *_FORGETTING,
 )
 
 _UPGRADES: Final = (
@@ -78,6 +105,7 @@ _UPGRADES: Final = (
         "ALTER TABLE experts ADD COLUMN standing TEXT NOT NULL DEFAULT 'current'",
         "CREATE TABLE declined (uid TEXT PRIMARY KEY) STRICT",
     ),
+    ("ALTER TABLE generations ADD COLUMN tasks TEXT", *_FORGETTING),
 )
 """From each version to the next, the first one's first; a column that is added stands where a new ledger has it."""
 
@@ -174,10 +202,29 @@ class Ledger:
                 "standing = excluded.standing",
                 _expert_values(expert),
             )
-            written = _write_generation(db, generation)
+            written = _write_generation(db, generation, inherits=False)
             db.execute("DELETE FROM generations WHERE uid = ? AND number < ?", (expert.uid, written.number))
             db.execute("DELETE FROM declined WHERE uid = ?", (expert.uid,))
         return written
+
+    def start_over(self, generation: Generation) -> Generation:
+        """Write a generation that has nothing of the expert's others, and forget these, all at once.
+
+        Args:
+            generation: As for `add_generation`; its tasks are taken as they stand.
+
+        Raises:
+            UnknownExpert: The expert is not hosted here.
+        """
+        with self._transaction() as db:
+            written = _write_generation(db, generation, inherits=False)
+            db.execute("DELETE FROM generations WHERE uid = ? AND number < ?", (written.uid, written.number))
+        return written
+
+    def erase_expert(self, uid: ExpertUid) -> None:
+        """Keep nothing of an expert; nothing to do if it is not hosted."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM experts WHERE uid = ?", (uid,))
 
     def roll_back(self, uid: ExpertUid, to: ExpertUid) -> None:
         """Have a retired expert take its place back from its successor, which is declined, all at once.
@@ -224,9 +271,9 @@ class Ledger:
         """Write experts' next generations, whose blobs are stored already; all of them or none.
 
         Args:
-            generations: Their numbers are of no matter.
+            generations: Their numbers are of no matter; their tasks are those since each expert's newest one.
 
-        Returns: The same, each with the number after its expert's newest one's.
+        Returns: The same, each with the number after its expert's newest one's, and with that one's tasks too.
 
         Raises:
             UnknownExpert: An expert is not hosted here.
@@ -247,6 +294,7 @@ class Ledger:
                 created_at=row["created_at"],
                 reached=None if row["run"] is None else Reached(run=row["run"], steps=row["steps"]),
                 round=row["round"],
+                tasks=_tasks_of(row["tasks"]),
             )
             for row in rows
         )
@@ -260,9 +308,13 @@ class Ledger:
         """Write a contribution over an older version of the same peer and task.
 
         Returns:
-            Whether it was written; False if this version or a newer one is held.
+            Whether it was written; False if this version or a newer one is held, or was withdrawn.
         """
         with self._transaction() as db:
+            withdrawn = "SELECT 1 FROM withdrawals WHERE peer_id = ? AND task = ? AND version >= ?"
+            if db.execute(withdrawn, (row.peer_id, row.task, row.version)).fetchone():
+                return False
+            db.execute("DELETE FROM withdrawals WHERE peer_id = ? AND task = ?", (row.peer_id, row.task))
             written = db.execute(
                 """INSERT INTO contributions VALUES (?, ?, ?, ?, ?)
                 ON CONFLICT (peer_id, task) DO UPDATE
@@ -275,6 +327,49 @@ class Ledger:
     def contributions(self) -> tuple[ContributionRow, ...]:
         """All contributions, sorted by peer and task."""
         return tuple(ContributionRow(**row) for row in self._rows("SELECT * FROM contributions ORDER BY peer_id, task"))
+
+    def add_withdrawal(self, row: WithdrawalRow) -> None:
+        """Write a withdrawal over an older one, and drop what it withdraws. A newer contribution stays alone."""
+        with self._transaction() as db:
+            key = (row.peer_id, row.task)
+            held = db.execute("SELECT version FROM contributions WHERE peer_id = ? AND task = ?", key).fetchone()
+            if held and held["version"] > row.version:
+                return
+            db.execute("DELETE FROM contributions WHERE peer_id = ? AND task = ?", key)
+            db.execute(
+                """INSERT INTO withdrawals VALUES (?, ?, ?, ?)
+                ON CONFLICT (peer_id, task) DO UPDATE SET version = excluded.version, sealed = excluded.sealed
+                WHERE excluded.version > withdrawals.version""",
+                (*key, row.version, row.sealed),
+            )
+
+    def withdrawals(self) -> tuple[WithdrawalRow, ...]:
+        """All withdrawals, sorted by peer and task."""
+        return tuple(WithdrawalRow(**row) for row in self._rows("SELECT * FROM withdrawals ORDER BY peer_id, task"))
+
+    def drop_contributions(self, peer_id: PeerId) -> None:
+        """Forget what a peer contributed, as if it had never come."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM contributions WHERE peer_id = ?", (peer_id,))
+
+    def forget(self, kind: Forgotten, name: str) -> None:
+        """Remember that something is to stay forgotten."""
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO forgotten VALUES (?, ?)", (kind, name))
+
+    def unforget(self, kind: Forgotten, name: str) -> None:
+        """It may come back."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM forgotten WHERE kind = ? AND name = ?", (kind, name))
+
+    def forgotten(self, kind: Forgotten) -> tuple[str, ...]:
+        """All of this kind, sorted."""
+        return tuple(row["name"] for row in self._rows("SELECT name FROM forgotten WHERE kind = ? ORDER BY name", kind))
+
+    def drop_task(self, name: str) -> None:
+        """Forget how far a task has come."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM tasks WHERE name = ?", (name,))
 
     def put_task(self, row: TaskRow) -> None:
         """Write how far a task has come, over what was written of it before."""
@@ -351,12 +446,16 @@ def _expert_values(expert: ExpertRow) -> tuple[str | None, ...]:
     )
 
 
-def _write_generation(db: sqlite3.Connection, generation: Generation) -> Generation:
+def _write_generation(db: sqlite3.Connection, generation: Generation, *, inherits: bool = True) -> Generation:
     uid, reached = generation.uid, generation.reached
     if not db.execute("SELECT 1 FROM experts WHERE uid = ?", (uid,)).fetchone():
         raise UnknownExpert(uid)
-    (newest,) = db.execute("SELECT max(number) FROM generations WHERE uid = ?", (uid,)).fetchone()
-    written = dataclasses.replace(generation, number=(newest or 0) + 1)
+    newest = db.execute(
+        "SELECT number, tasks FROM generations WHERE uid = ? ORDER BY number DESC LIMIT 1", (uid,)
+    ).fetchone()
+    number, before = (newest["number"], _tasks_of(newest["tasks"])) if newest else (0, ())
+    tasks = all_tasks(before, generation.tasks) if inherits else generation.tasks
+    written = dataclasses.replace(generation, number=number + 1, tasks=tasks)
     values = (
         uid,
         written.number,
@@ -367,9 +466,14 @@ def _write_generation(db: sqlite3.Connection, generation: Generation) -> Generat
         0 if reached is None else reached.steps,
         None if reached is None else reached.run,
         written.round,
+        None if tasks is None else _to_json(tasks),
     )
-    db.execute("INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+    db.execute("INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
     return written
+
+
+def _tasks_of(column: str | None) -> tuple[str, ...] | None:
+    return None if column is None else tuple(json.loads(column))
 
 
 def _to_json(value: object) -> str:

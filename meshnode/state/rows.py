@@ -1,16 +1,30 @@
 """The rows of the ledger."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from protocol.identifiers import Digest, ExpertUid, PeerId
 
-__all__ = ["ContributionRow", "ExpertRow", "Generation", "NewWeights", "Reached", "Standing", "TaskRow"]
+__all__ = [
+    "ContributionRow",
+    "ExpertRow",
+    "Forgotten",
+    "Generation",
+    "NewWeights",
+    "Reached",
+    "Standing",
+    "TaskRow",
+    "WithdrawalRow",
+    "all_tasks",
+]
 
 Standing = Literal["current", "retired", "declined"]
 """How an expert is kept: as what is advertised, trained and averaged; as one that another one here has succeeded; or as
 a successor that was rolled back. The latter two are kept to go back to, and answer whoever still asks for them."""
+
+Forgotten = Literal["task", "peer"]
+"""What this node was told to forget, so that it does not come back: a task of its own, or what a peer contributed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +68,7 @@ class Generation:
     """Of the blob with the weights."""
     cause: str
     """What made it: "initial", "adopted", "imported", "trained", "averaged", "pulled", "migrated",
-    "followed"."""
+    "followed", "redistilled"."""
     parent: Digest | None
     """Weights it was made from; None for the first."""
     created_at: float
@@ -63,6 +77,9 @@ class Generation:
     """The last training run behind it, which averaging keeps; None if it was never trained here."""
     round: int = 0
     """Number of the last averaging round that it holds; 0 before any."""
+    tasks: tuple[str, ...] | None = ()
+    """Names of this node's tasks that it was trained on, those of its parents among them, sorted; None where that is
+    unknown: it is older than this record of it, or learned from images of which nobody knows the task any more."""
     number: int = 0
     """Counts up from 1 on this node, without ever going back; 0 for one that is not written yet."""
 
@@ -80,6 +97,8 @@ class NewWeights:
     """The last training run behind them; None if there was none here."""
     round: int = 0
     """Number of the last averaging round that they hold; 0 before any."""
+    tasks: tuple[str, ...] | None = ()
+    """Of this node, that they were trained on since the generation before; None where unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +115,17 @@ class ContributionRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WithdrawalRow:
+    """That nothing of one peer and task counts up to a version."""
+
+    peer_id: PeerId
+    task: str
+    version: int
+    sealed: bytes
+    """The withdrawal as its peer signed it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TaskRow:
     """A task file the node was given to learn."""
 
@@ -106,3 +136,13 @@ class TaskRow:
     """How far it has come, in the trainer's words."""
     learned_at: float | None
     """Unix seconds; None before it is learned."""
+
+
+def all_tasks(*known: Collection[str] | None) -> tuple[str, ...] | None:
+    """Tasks of all of these, sorted; None if some are unknown."""
+    found: set[str] = set()
+    for tasks in known:
+        if tasks is None:
+            return None
+        found.update(tasks)
+    return tuple(sorted(found))

@@ -7,7 +7,7 @@ leave a blob without a row, which is waste and no damage, but never a row withou
 import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -15,10 +15,18 @@ from meshnode.home import Home
 from meshnode.logs import get_logger
 from meshnode.state.blobs import BlobStore, is_digest
 from meshnode.state.ledger import Ledger
-from meshnode.state.rows import ContributionRow, ExpertRow, Generation, NewWeights, Reached
+from meshnode.state.rows import (
+    ContributionRow,
+    ExpertRow,
+    Generation,
+    NewWeights,
+    Reached,
+    WithdrawalRow,
+    all_tasks,
+)
 from protocol.errors import BlobCorrupt, MalformedSpec, UnknownBlob, UnknownExpert
-from protocol.identifiers import Digest, ExpertUid, digest_of
-from protocol.records import RouterContribution
+from protocol.identifiers import Digest, ExpertUid, PeerId, digest_of
+from protocol.records import RouterContribution, Withdrawal
 from protocol.spec import decode_spec
 
 __all__ = ["KEPT_GENERATIONS", "State"]
@@ -83,6 +91,14 @@ class State:
         """Remember ``value`` under ``key``; if it is a digest, the blob of that digest is kept."""
         self.ledger.set_setting(key, value)
 
+    def keep_as(self, key: str, data: bytes | None) -> Digest | None:
+        """Store a blob and remember its digest as a setting, in the place of the one before; None to have none."""
+        with self._changing:
+            digest = None if data is None else self.blobs.put(data)
+            if (self.ledger.setting(key) or "") != (digest or ""):
+                self.ledger.set_setting(key, digest or "")
+            return digest
+
     def add_expert(
         self,
         uid: ExpertUid,
@@ -119,7 +135,7 @@ class State:
         """All experts kept here, retired and declined ones too, sorted by uid."""
         return self.ledger.experts()
 
-    def succeed(
+    def succeed(  # noqa: PLR0913  # an argument a fact
         self,
         old: ExpertUid,
         expert: ExpertRow,
@@ -128,6 +144,7 @@ class State:
         *,
         cause: str,
         round_: int = 0,
+        tasks: Collection[str] | None = (),
     ) -> Generation:
         """Have a new expert take another one's place; a kill leaves the one or the other current, and both whole.
 
@@ -138,6 +155,7 @@ class State:
             lineage: The document that says how it was made.
             cause: What made the weights: "migrated", "followed", "imported".
             round_: Number of the last averaging round that they hold; 0 before any.
+            tasks: Tasks of this node that they were learned from, beside the old expert's; None where unknown.
 
         Returns: Its first generation.
 
@@ -149,6 +167,7 @@ class State:
                 self.current(old)
             digest = self.blobs.put(lineage)
             assert digest == expert.lineage, "another document than the expert names"
+            known = [generation.tasks for generation in self.ledger.generations(old)[:1]]
             first = Generation(
                 uid=expert.uid,
                 digest=self.blobs.put(weights),
@@ -157,6 +176,7 @@ class State:
                 created_at=time.time(),
                 reached=None,
                 round=round_,
+                tasks=all_tasks(tasks, *known),
             )
             forgotten = self._named_by(expert.uid)
             generation = self.ledger.succeed(old, expert, first)
@@ -181,7 +201,7 @@ class State:
         """Whether this was remembered of the expert: by `decline`, or by `roll_back`."""
         return self.ledger.is_declined(uid)
 
-    def commit_generation(
+    def commit_generation(  # noqa: PLR0913  # an argument a fact
         self,
         uid: ExpertUid,
         weights: bytes | memoryview,
@@ -189,10 +209,11 @@ class State:
         cause: str,
         reached: Reached | None = None,
         round_: int = 0,
+        tasks: Collection[str] | None = (),
         now_s: float | None = None,
     ) -> Generation:
         """As `commit_generations`, of one expert; arguments as `NewWeights`."""
-        new = NewWeights(uid=uid, weights=weights, cause=cause, reached=reached, round=round_)
+        new = NewWeights(uid=uid, weights=weights, cause=cause, reached=reached, round=round_, tasks=all_tasks(tasks))
         (generation,) = self.commit_generations([new], now_s=now_s)
         return generation
 
@@ -226,12 +247,53 @@ class State:
                         created_at=created_at,
                         reached=one.reached,
                         round=one.round,
+                        tasks=all_tasks(one.tasks),
                     )
                 )
                 held[one.uid] = digest
             generations = self.ledger.add_generations(rows)
             self._held = held
             return generations
+
+    def start_over(
+        self, uid: ExpertUid, weights: bytes | memoryview, *, cause: str, tasks: Collection[str] | None, round_: int
+    ) -> Generation:
+        """Keep weights of an expert that owe nothing to its generations, and forget these, all at once.
+
+        Args:
+            uid: An expert hosted here.
+            weights: As they will be loaded; stored by digest.
+            cause: What made them.
+            tasks: Tasks of this node that they were trained on; None where unknown.
+            round_: Number of the last averaging round that they hold; 0 before any.
+
+        Raises:
+            UnknownExpert: The expert is not hosted here.
+        """
+        with self._changing:
+            before = {generation.digest for generation in self.ledger.generations(uid)}
+            generation = self.ledger.start_over(
+                Generation(
+                    uid=uid,
+                    digest=self.blobs.put(weights),
+                    cause=cause,
+                    parent=None,
+                    created_at=time.time(),
+                    reached=None,
+                    round=round_,
+                    tasks=all_tasks(tasks),
+                )
+            )
+            self._held[uid] = generation.digest
+            self._superseded |= before
+            return generation
+
+    def erase_expert(self, uid: ExpertUid) -> None:
+        """Keep nothing of an expert; its weights go with the next `collect_garbage`, and it may be hosted anew."""
+        with self._changing:
+            self._superseded |= self._named_by(uid)
+            self.ledger.erase_expert(uid)
+            self._held.pop(uid, None)
 
     def current(self, uid: ExpertUid) -> Generation | None:
         """The expert's newest generation whose weights are whole on the disk; each one passed over is logged.
@@ -280,6 +342,29 @@ class State:
             if obsolete is not None:
                 self._superseded.add(obsolete)
         return kept
+
+    def add_withdrawal(self, withdrawal: Withdrawal, sealed: bytes) -> None:
+        """Keep that a contribution was withdrawn, and the contribution no more.
+
+        Args:
+            withdrawal: Opened and checked by the caller.
+            sealed: The same as its peer signed it.
+        """
+        key = (withdrawal.peer_id, withdrawal.task)
+        with self._changing:
+            self.ledger.add_withdrawal(
+                WithdrawalRow(peer_id=key[0], task=key[1], version=withdrawal.version, sealed=sealed)
+            )
+
+    def drop_contributions(self, peer_id: PeerId) -> None:
+        """Keep nothing of what a peer contributed."""
+        with self._changing:
+            self.ledger.drop_contributions(peer_id)
+
+    def let_go(self, digests: Collection[Digest]) -> None:
+        """Blobs that nothing will name any more: they go with the next `collect_garbage`, unless something does."""
+        with self._changing:
+            self._superseded |= set(digests)
 
     def contributions(self) -> tuple[bytes, ...]:
         """The sealed contributions whose statistics are whole on the disk, sorted by peer and task.

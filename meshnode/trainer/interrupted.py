@@ -7,6 +7,7 @@ averaging rounds that came after the checkpoint. What is kept here is the rest: 
 stood, and the generation that it must not forget.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -66,6 +67,25 @@ class InterruptedRuns:
         """It is on disk when this returns."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         write_atomically(self._path(uid), msgspec.msgpack.encode(run))
+
+    def of(self, uids: Collection[str], tasks: Collection[str]) -> tuple[str, ...]:
+        """The experts that have a run here, of these or on a task of these digests; unreadable runs among them."""
+        found = []
+        for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
+            uid = path.name.removesuffix(_SUFFIX)
+            try:
+                run = msgspec.msgpack.decode(path.read_bytes(), type=InterruptedRun)
+            except msgspec.DecodeError:
+                found.append(uid)
+                continue
+            if uid in uids or run.task in tasks:
+                found.append(uid)
+        return tuple(found)
+
+    def drop(self, uids: Collection[str]) -> None:
+        """Forget the runs of these experts."""
+        for uid in uids:
+            self._path(uid).unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Forget all runs: the task they were on is learned."""

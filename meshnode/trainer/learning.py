@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from experts.architectures.registry import architecture_from_config
 from experts.averaging import add_delta
@@ -21,15 +22,15 @@ from experts.checkpoint import flat_parameters, load_weights
 from experts.data.dataset import ImageDataset, class_columns
 from experts.distillation import DistillationConfig, DistillationData, DistillationRun, ProgressMeter
 from experts.generators import torch_generator
-from experts.router.statistics import ClassStatistics
 from experts.teachers.cnn import TeacherProgress
 from experts.trunk.base import Trunk, features_of
 from meshnode.trainer.interrupted import InterruptedRun, InterruptedRuns, resume
 from meshnode.trainer.memory import ReplayMemory
 from meshnode.trainer.messages import Checkpoint, ExpertJob, FromTrainer, Learn, Learned, Progress, Statistics
+from meshnode.trainer.publishing import Publisher
 from meshnode.trainer.teaching import Faculty, Taught
 
-__all__ = ["Deltas", "Learner", "LearnerConfig"]
+__all__ = ["Deltas", "Learner", "LearnerConfig", "Lesson", "old_data"]
 
 Deltas = Callable[[str], list[np.ndarray]]
 """Deltas of this run that have come for an expert and were not yet asked for, float32 ``(P,)`` each."""
@@ -45,9 +46,29 @@ class LearnerConfig:
     checkpoint_s: float
     """Least seconds from one to the next: steps of a small expert take less than a millisecond, and each checkpoint
     becomes a generation, written to disk and advertised."""
-    fingerprint: str
-    """Of what makes the features, which the statistics carry: `experts.router.fingerprint`."""
     seed: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Lesson:
+    """A task, and what trunk and teachers say of it."""
+
+    name: str
+    digest: str
+    task: ImageDataset
+    features_ND: torch.Tensor
+    taught: Taught
+
+    def of(self, job: ExpertJob, device: torch.device) -> DistillationData:
+        """The samples of the expert's classes, with labels and the teachers' word on them."""
+        rows = [row for row, label in enumerate(self.task.labels) if label in job.classes]
+        labels = [self.task.labels[row] for row in rows]
+        return DistillationData.from_teachers(
+            self.features_ND[rows],
+            class_columns(labels, job.classes).to(device),
+            self.taught.of(rows, device),
+            job.classes,
+        )
 
 
 class Learner:
@@ -58,16 +79,18 @@ class Learner:
         memory: Samples of what was learned before; tasks are added to it.
         faculty: The teachers.
         runs: Where runs are saved.
+        publisher: Makes the router's statistics.
         config: How to learn.
         send: Takes what the daemon is to know.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what the worker already has
         self,
         trunk: Trunk,
         memory: ReplayMemory,
         faculty: Faculty,
         runs: InterruptedRuns,
+        publisher: Publisher,
         config: LearnerConfig,
         send: Callable[[FromTrainer], None],
     ) -> None:
@@ -76,6 +99,7 @@ class Learner:
         self._memory = memory
         self._faculty = faculty
         self._runs = runs
+        self._publisher = publisher
         self._config = config
         self._send = send
 
@@ -87,13 +111,13 @@ class Learner:
         """
         began = time.monotonic()
         features_ND = features_of(self._trunk, task.images)
-        statistics = ClassStatistics.from_features(features_ND, task.labels, fingerprint=self._config.fingerprint)
-        self._send(Statistics(data=statistics.to_bytes()))
+        data = self._publisher.publish(learn.task, task, digest, features_ND)
+        self._send(Statistics(data=data, waiting=self._publisher.waiting, increments=self._publisher.increments))
         taught = self._faculty.teach(learn.task, task, digest, self._report_teacher())
-        lesson = _Lesson(name=learn.task, digest=digest, task=task, features_ND=features_ND, taught=taught)
+        lesson = Lesson(name=learn.task, digest=digest, task=task, features_ND=features_ND, taught=taught)
         for job in learn.experts:
             self._distil(job, lesson, deltas)
-        self._memory.add(task, digest)
+        self._memory.add(task, digest, learn.task)
         self._send(
             Learned(
                 teacher_accuracy=taught.own_accuracy,
@@ -114,7 +138,7 @@ class Learner:
 
         return report
 
-    def _distil(self, job: ExpertJob, lesson: "_Lesson", deltas: Deltas) -> None:
+    def _distil(self, job: ExpertJob, lesson: Lesson, deltas: Deltas) -> None:
         found = self._runs.find(job.uid, lesson.digest)
         if found is not None and found.finished and (found.name, found.steps) == (job.run, job.steps):
             return  # it was done when another expert of the task was interrupted
@@ -128,7 +152,7 @@ class Learner:
             lesson.of(job, self._device),
             self._config.distillation,
             torch_generator(self._config.seed, f"distil/{lesson.name}/{job.uid}"),
-            replay=None if before is None else self._old_data(job, module),
+            replay=None if before is None else old_data(module, self._memory.images_of(job.classes), self._trunk),
         )
         if found is not None and resume(found, run, module, job):
             name = found.name
@@ -141,6 +165,8 @@ class Learner:
             now_s=time.monotonic(),
             done=run.steps_done,
         )
+        replayed = () if before is None else self._memory.tasks_of(job.classes)
+        tasks = None if replayed is None else tuple(sorted({lesson.name, *replayed}))
         applied = 0
         sent_steps, sent_s = run.steps_done, time.monotonic()
         while not run.done:
@@ -173,36 +199,13 @@ class Learner:
                         deltas_applied=applied,
                         run=name,
                         steps=run.steps_done,
+                        tasks=tasks,
                         new_steps=new_steps,
                     )
                 )
                 sent_steps, sent_s = run.steps_done, now_s
 
-    def _old_data(self, job: ExpertJob, module: torch.nn.Module) -> DistillationData | None:
-        """What is remembered of the expert's classes, with its present generation as the teacher."""
-        images = self._memory.images_of(job.classes)
-        if not len(images):
-            return None
-        return DistillationData.from_old_generation(module, features_of(self._trunk, images))
 
-
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
-class _Lesson:
-    """A task, and what trunk and teachers say of it."""
-
-    name: str
-    digest: str
-    task: ImageDataset
-    features_ND: torch.Tensor
-    taught: Taught
-
-    def of(self, job: ExpertJob, device: torch.device) -> DistillationData:
-        """The samples of the expert's classes, with labels and the teachers' word on them."""
-        rows = [row for row, label in enumerate(self.task.labels) if label in job.classes]
-        labels = [self.task.labels[row] for row in rows]
-        return DistillationData.from_teachers(
-            self.features_ND[rows],
-            class_columns(labels, job.classes).to(device),
-            self.taught.of(rows, device),
-            job.classes,
-        )
+def old_data(module: nn.Module, images: np.ndarray, trunk: Trunk) -> DistillationData | None:
+    """What an expert is to go on answering about images that it knows; None without any."""
+    return DistillationData.from_old_generation(module, features_of(trunk, images)) if len(images) else None

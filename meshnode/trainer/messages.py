@@ -18,6 +18,8 @@ __all__ = [
     "Compared",
     "ExpertJob",
     "ExpertWeights",
+    "Forget",
+    "Forgotten",
     "FromTrainer",
     "Learn",
     "Learned",
@@ -27,7 +29,10 @@ __all__ = [
     "Migrate",
     "Migrated",
     "MigrationFailed",
+    "PrivacyTerms",
     "Progress",
+    "Redistil",
+    "Redistilled",
     "Scan",
     "Settings",
     "Setup",
@@ -81,6 +86,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
 
 
+class PrivacyTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be told of samples: the config's privacy section, and what the mesh's spec says of it."""
+
+    min_samples: int = 10
+    epsilon: float | None = None
+    """None for no noise."""
+    delta: float = 1e-6
+    max_norm: float | None = None
+    """To which features are clipped that are noised; None if the mesh names none."""
+
+
 class Setup(_Message, frozen=True):
     """First message: what never changes while the worker lives."""
 
@@ -91,6 +107,7 @@ class Setup(_Message, frozen=True):
     settings: Settings
     log_level: str
     log_format: Literal["text", "json"]
+    privacy: PrivacyTerms = PrivacyTerms()
 
 
 class Scan(_Message, frozen=True):
@@ -183,13 +200,41 @@ class Compare(_Message, frozen=True):
     tasks: tuple[TaskFile, ...]
 
 
-ToTrainer = Setup | Scan | Learn | AddDelta | Measure | Migrate | Compare
+class Forget(_Message, frozen=True):
+    """Have all go that was learned from a task and is not an expert."""
+
+    task: str
+    digests: tuple[str, ...]
+    """Of its files, as far as they are known."""
+    classes: tuple[str, ...]
+    """Its classes, as far as they are known."""
+    experts: tuple[str, ...]
+    """Those that learned from it, whose interrupted runs go too."""
+    dry_run: bool
+    """Only say what would go."""
+
+
+class Redistil(_Message, frozen=True):
+    """Distil an expert on tasks, one after another, without a checkpoint."""
+
+    expert: ExpertJob
+    """As it is before the first of them."""
+    learned: tuple[str, ...]
+    """Names of the tasks that it has learned by then, whose images may be replayed; none if it is as it was made."""
+    tasks: tuple[TaskFile, ...]
+
+
+ToTrainer = Setup | Scan | Learn | AddDelta | Measure | Migrate | Compare | Forget | Redistil
 
 
 class TrainerReady(_Message, frozen=True):
     """The worker has loaded the trunk and its replay buffer."""
 
     replay_samples: int
+    waiting: dict[str, dict[str, int]] = {}
+    """Images that no published statistics were made from yet, by task and class."""
+    increments: int = 0
+    """Noised ones that were published."""
 
 
 class Tasks(_Message, frozen=True):
@@ -203,7 +248,11 @@ class Tasks(_Message, frozen=True):
 class Statistics(_Message, frozen=True):
     """Router statistics of the task: sums over its features, no sample of it."""
 
-    data: bytes
+    data: bytes | None
+    """None if none may be shared, or those that were shared before stay."""
+    waiting: dict[str, dict[str, int]] = {}
+    increments: int = 0
+    """Both as in `TrainerReady`."""
 
 
 class Progress(_Message, frozen=True):
@@ -227,6 +276,8 @@ class Checkpoint(_Message, frozen=True):
     """Names the run for ever: no other has this name."""
     steps: int
     """Steps of the run so far."""
+    tasks: tuple[str, ...] | None
+    """Names of the tasks that it learns from, those of the replayed images among them; None where one is unknown."""
     new_steps: int
     """Those taken since the checkpoint before; a run that goes on does not count again what it did before."""
 
@@ -270,12 +321,41 @@ class Migrated(_Message, frozen=True):
     weights: bytes
     layers: tuple[LayerTransfer, ...]
     accuracy: Accuracy
+    tasks: tuple[str, ...] | None
+    """Names of the tasks whose images were used; None where one is unknown."""
 
 
 class MigrationFailed(_Message, frozen=True):
     """The expert cannot be carried over here as it was asked for; the worker lives on."""
 
     reason: str
+
+
+class Forgotten(_Message, frozen=True):
+    """What went with a task, or would."""
+
+    images: int
+    """Of the replay memory."""
+    unsure_images: int
+    """How many of these may be of another task: nobody knows."""
+    teacher: bool
+    """Whether there was one that was trained on it."""
+    logits: int
+    """Kept answers of teachers, on whatever task: they do not say of which they are."""
+    runs: int
+    """Interrupted ones."""
+    replay_samples: int
+    """Images left in the memory."""
+    waiting: dict[str, dict[str, int]]
+    """As in `TrainerReady`, after it."""
+
+
+class Redistilled(_Message, frozen=True):
+    """The expert as it came out, and the tasks that it has seen."""
+
+    weights: bytes
+    tasks: tuple[str, ...]
+    """Their names."""
 
 
 FromTrainer = (
@@ -290,6 +370,8 @@ FromTrainer = (
     | Migrated
     | MigrationFailed
     | Compared
+    | Forgotten
+    | Redistilled
 )
 
 _to_trainer: msgspec.msgpack.Decoder[ToTrainer] = msgspec.msgpack.Decoder(ToTrainer)

@@ -135,6 +135,7 @@ class Migrator:
             weights=weights_to_bytes(new),
             layers=tuple(_told(layer) for layer in carried.report.layers),
             accuracy=_accuracy(material.held_out, old, new),
+            tasks=self._tasks_of(order),
         )
 
     def compare(self, order: Compare) -> Compared:
@@ -191,6 +192,12 @@ class Migrator:
         remembered, labels = self._memory.labelled(classes)
         if labels:
             yield ImageDataset(remembered, labels)
+
+    def _tasks_of(self, order: Migrate) -> tuple[str, ...] | None:
+        """Those of which an image may have been used; None where one is of unknown origin."""
+        remembered = self._memory.tasks_of(order.classes)
+        files = {task.name for task in order.tasks if task.classes.keys() & set(order.classes)}
+        return None if remembered is None else tuple(sorted(files.union(remembered)))
 
     def _generator(self, purpose: str, order: Migrate) -> torch.Generator:
         return torch_generator(self._seed, f"migrate/{purpose}/{order.successor}")

@@ -3,19 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from msgspec import UnsetType
+
 from meshnode.contributions import Contributions
 from meshnode.directory import Directory
 from meshnode.hosting import ExpertHost
 from meshnode.mesh import Mesh
 from meshnode.replicas import Replicas
-from meshnode.settings.sections import TrainSection
+from meshnode.settings.sections import PrivacySection, TrainSection
 from meshnode.state.state import State
 from meshnode.telemetry import Telemetry
-from meshnode.trainer.messages import Settings, TeacherChoice
+from meshnode.trainer.messages import PrivacyTerms, Settings, TeacherChoice
 from meshnode.transport.interface import Transport
 from protocol.signing import SigningKey
+from protocol.spec import MeshSpec
 
-__all__ = ["TrainerParts", "TrainerState", "worker_settings"]
+__all__ = ["TrainerParts", "TrainerState", "privacy_terms", "worker_settings"]
 
 
 @dataclass(slots=True)
@@ -23,7 +26,7 @@ class TrainerState:
     """What the trainer is doing, for people."""
 
     state: str = "starting"
-    """starting, idle, learning, waiting (for a peer's weights), migrating, comparing or restarting."""
+    """starting, idle, learning, waiting (for a peer's weights), migrating, comparing, forgetting or restarting."""
     reason: str | None = None
     """Why it is idle, waiting or restarting; None while it works."""
     task: str | None = None
@@ -34,6 +37,10 @@ class TrainerState:
     left_s: float | None = None
     """Estimated seconds until the stage ends; None where nothing is under way."""
     replay_samples: int = 0
+    waiting: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Images that no published statistics were made from yet, by task and class."""
+    increments: int = 0
+    """Noised statistics that were published."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Task files that cannot be read, by name, each with the reason."""
     unusable_teachers: Mapping[str, str] = field(default_factory=dict)
@@ -57,6 +64,17 @@ class TrainerParts:
     transport: Transport
     key: SigningKey
     telemetry: Telemetry = field(default_factory=Telemetry)
+
+
+def privacy_terms(section: PrivacySection, spec: MeshSpec) -> PrivacyTerms:
+    """What the settings and the spec say that may be told of samples."""
+    norm = spec.statistics_norm
+    return PrivacyTerms(
+        min_samples=section.min_samples,
+        epsilon=section.epsilon,
+        delta=section.delta,
+        max_norm=None if isinstance(norm, UnsetType) else norm,
+    )
 
 
 def worker_settings(section: TrainSection) -> Settings:

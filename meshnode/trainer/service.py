@@ -19,7 +19,7 @@ from experts.errors import ExpertsError
 from experts.router.specialization import Specialization
 from meshnode.errors import Refused
 from meshnode.logs import get_logger, log_settings
-from meshnode.settings.sections import TrainSection
+from meshnode.settings.sections import PrivacySection, TrainSection
 from meshnode.state.rows import Reached, TaskRow
 from meshnode.trainer.lending import Lending
 from meshnode.trainer.messages import (
@@ -39,7 +39,7 @@ from meshnode.trainer.messages import (
     Tasks,
     TrainerReady,
 )
-from meshnode.trainer.parts import TrainerParts, TrainerState, worker_settings
+from meshnode.trainer.parts import TrainerParts, TrainerState, privacy_terms, worker_settings
 from meshnode.trainer.process import TrainerDied, TrainerProcess
 from protocol.errors import CallFailed, RefusedInput
 from protocol.identifiers import Digest, ExpertUid
@@ -59,6 +59,8 @@ TEACHERS_RETRY_S = 60.0
 RETRY_S = 5.0
 """Pause before a task is taken up again that needs weights which no peer would send just now."""
 
+NO_NOISE = PrivacySection()
+
 log = get_logger(__name__)
 
 
@@ -71,6 +73,7 @@ class Trainer:
         home: Folder for the worker's own files.
         device: Where the worker computes.
         threads: torch threads of the worker.
+        privacy: What of its samples may be told.
     """
 
     def __init__(
@@ -81,12 +84,14 @@ class Trainer:
         *,
         device: str,
         threads: int,
+        privacy: PrivacySection = NO_NOISE,
     ) -> None:
         self._parts = parts
         self._settings = settings
         self._home = home
         self._device = device
         self._threads = threads
+        self._privacy = privacy
         self._process: TrainerProcess | None = None
         self._run = 0
         self._training: frozenset[ExpertUid] = frozenset()
@@ -96,6 +101,8 @@ class Trainer:
         """Why tasks failed in this run of the daemon, by name."""
         self._learned: tuple[TaskFile, ...] = ()
         """Learned tasks whose files are still there."""
+        self._found: tuple[TaskFile, ...] = ()
+        """Task files that were there when they were last looked for."""
         self._measured_on: object = None
         """Router, experts and tasks of the last measurement."""
         self.specialization: Specialization | None = None
@@ -117,6 +124,11 @@ class Trainer:
     def learned_files(self) -> tuple[TaskFile, ...]:
         """Learned tasks whose files were still there when they were last looked for."""
         return self._learned
+
+    @property
+    def task_files(self) -> tuple[TaskFile, ...]:
+        """All readable task files that were there when they were last looked for, learned or not."""
+        return self._found
 
     async def run(self) -> None:
         """Learn for ever; restart the worker when it dies."""
@@ -159,11 +171,13 @@ class Trainer:
                 settings=worker_settings(settings),
                 log_level=logs.level,
                 log_format=logs.format,
+                privacy=privacy_terms(self._privacy, spec),
             )
         )
         ready = await process.receive()
         assert isinstance(ready, TrainerReady)
         self.status.replay_samples = ready.replay_samples
+        self.status.waiting, self.status.increments = ready.waiting, ready.increments
         while True:
             self._look_again.clear()
             task = await self._next_task(process)
@@ -253,20 +267,25 @@ class Trainer:
         ended = {(row.name, row.digest): row.state for row in rows}
         failures = {task.name for task in found.tasks if ended.get((task.name, Digest(task.digest))) == FAILED}
         self._learned = tuple(task for task in found.tasks if ended.get((task.name, Digest(task.digest))) == LEARNED)
+        self._found = found.tasks
         self.status.unreadable = found.unreadable
         self.status.unusable_teachers = found.unusable_teachers
         self.status.failed = {name: self._failures.get(name, "it failed before this start") for name in failures}
-        self.status.reason = self._why_idle(len(found.tasks))
-        return next((task for task in found.tasks if (task.name, task.digest) not in ended), None)
+        forgotten = self._parts.state.ledger.forgotten("task")
+        self.status.reason = self._why_idle(len(found.tasks), any(task.name in forgotten for task in found.tasks))
+        fresh = (task for task in found.tasks if (task.name, task.digest) not in ended)
+        return next((task for task in fresh if task.name not in forgotten), None)
 
-    def _why_idle(self, num_readable: int) -> str:
+    def _why_idle(self, num_readable: int, some_forgotten: bool) -> str:
         folder = self._settings.data
         if folder is None:
             return "no data folder is set"
         if not folder.is_dir():
             return f"there is no folder {folder}"
         if num_readable:
-            return "every task file has been learned" if not self.status.failed else "no task file is left to learn"
+            if self.status.failed or some_forgotten:
+                return "no task file is left to learn" + (", others are forgotten" if some_forgotten else "")
+            return "every task file has been learned"
         return f"there is no task file in {folder}" + (" that can be read" if self.status.unreadable else "")
 
     async def _learn(self, process: TrainerProcess, task: TaskFile) -> None:
@@ -302,11 +321,7 @@ class Trainer:
                     self.status.done, self.status.total = message.done, message.total
                     self.status.left_s = round(message.left_s, 1)
                 case Statistics():
-                    parts = self._parts
-                    await parts.contributions.contribute(
-                        parts.key, task.name, message.data, issued_at=parts.transport.now_s()
-                    )
-                    await parts.contributions.solve()
+                    await self._contribute(task.name, message)
                 case Checkpoint():
                     self._count_steps(message.new_steps)
                     await self._parts.host.checkpoint(
@@ -314,6 +329,7 @@ class Trainer:
                         np.frombuffer(message.vector, np.float32),
                         deltas_applied=message.deltas_applied,
                         reached=Reached(run=message.run, steps=message.steps),
+                        tasks=message.tasks,
                     )
                 case Learned():
                     self.status.replay_samples = message.replay_samples
@@ -329,6 +345,13 @@ class Trainer:
                 case _:
                     raise AssertionError(f"unexpected {type(message).__name__}")
         self._end_run()
+
+    async def _contribute(self, task: str, made: Statistics) -> None:
+        self.status.waiting, self.status.increments = made.waiting, made.increments
+        if made.data is not None:
+            parts = self._parts
+            await parts.contributions.contribute(parts.key, task, made.data, issued_at=parts.transport.now_s())
+            await parts.contributions.solve()
 
     def _count_steps(self, number: int) -> None:
         instruments = self._parts.telemetry.instruments

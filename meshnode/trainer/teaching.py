@@ -125,6 +125,24 @@ class Faculty:
             said.append(self._ask(choice.name, teacher, its_digest, images, of_data, choice.weight))
         return Taught(logits=tuple(said), own_accuracy=accuracy)
 
+    @property
+    def num_kept(self) -> int:
+        """Answers of teachers that are kept."""
+        return len(self._cache)
+
+    def has_own(self, name: str) -> bool:
+        """Whether a teacher is kept that was trained on the task of this name."""
+        return any(path.exists() for path in self._own_files(name))
+
+    def forget(self, name: str) -> None:
+        """Delete the task's own teacher, and what any teacher has said: the names of answers do not tell of what."""
+        for path in self._own_files(name):
+            path.unlink(missing_ok=True)
+        self._cache.clear()
+
+    def _own_files(self, name: str) -> tuple[Path, Path]:
+        return self._teachers / f"{name}.safetensors", self._teachers / f"{name}.made-from"
+
     def _ask(
         self, name: str, teacher: "_FromRaw", digest: str, images: torch.Tensor, of_data: str, weight: float
     ) -> TeacherLogits:
@@ -145,7 +163,7 @@ class Faculty:
         report: Callable[[TeacherProgress], None],
     ) -> CnnTeacher:
         """A CNN trained on this task's images alone: the one from before a kill, if it is of the same making."""
-        path, note = self._teachers / f"{name}.safetensors", self._teachers / f"{name}.made-from"
+        path, note = self._own_files(name)
         making = (digest, config, self._config.channels, self._config.pixels, self._config.seed)
         made_from = hashlib.sha256(msgspec.json.encode(making)).hexdigest()
         kept = _kept_teacher(path, note, made_from)

@@ -39,6 +39,7 @@ from experts.router.fingerprint import statistics_fingerprint  # noqa: E402
 from experts.teachers.cnn import TeacherConfig  # noqa: E402
 from experts.trunk.codec import trunk_from_bytes  # noqa: E402
 from meshnode.logs import configure_logs, get_logger  # noqa: E402
+from meshnode.trainer.forgetting import Redistiller, forget  # noqa: E402
 from meshnode.trainer.interrupted import InterruptedRuns  # noqa: E402
 from meshnode.trainer.learning import Learner, LearnerConfig  # noqa: E402
 from meshnode.trainer.measuring import GateMeter  # noqa: E402
@@ -46,12 +47,14 @@ from meshnode.trainer.memory import ReplayMemory  # noqa: E402
 from meshnode.trainer.messages import (  # noqa: E402
     AddDelta,
     Compare,
+    Forget,
     FromTrainer,
     Learn,
     LearningFailed,
     Measure,
     Migrate,
     MigrationFailed,
+    Redistil,
     Scan,
     Setup,
     TaskFile,
@@ -62,6 +65,7 @@ from meshnode.trainer.messages import (  # noqa: E402
     read_message,
 )
 from meshnode.trainer.migrating import Migrator  # noqa: E402
+from meshnode.trainer.publishing import Publisher  # noqa: E402
 from meshnode.trainer.teaching import Faculty, FacultyConfig  # noqa: E402
 from protocol.identifiers import digest_of  # noqa: E402
 from protocol.limits import MAX_NAME_CHARS  # noqa: E402
@@ -114,6 +118,7 @@ class _Worker:
         settings = setup.settings
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         memory = ReplayMemory(state / "replay.msgpack", capacity=settings.replay_samples, seed=settings.seed)
+        self._memory = memory
         trunk = trunk_from_bytes(setup.trunk).to(setup.device)
         self._faculty = Faculty(
             state,
@@ -139,16 +144,19 @@ class _Worker:
             ),
             checkpoint_steps=settings.round_steps,
             checkpoint_s=settings.checkpoint_s,
-            fingerprint=statistics_fingerprint(digest_of(setup.trunk), b""),
             seed=settings.seed,
         )
         self._meter = GateMeter(trunk, self._same_file, seed=settings.seed)
-        runs = InterruptedRuns(state / "runs")
-        self._learner = Learner(trunk, memory, self._faculty, runs, config, self._send)
+        self._runs = InterruptedRuns(state / "runs")
+        fingerprint = statistics_fingerprint(digest_of(setup.trunk), b"")
+        self._publisher = Publisher(state / "published.msgpack", setup.privacy, fingerprint)
+        self._learner = Learner(trunk, memory, self._faculty, self._runs, self._publisher, config, self._send)
+        self._redistiller = Redistiller(trunk, memory, self._faculty, self._same_file, config, self._send)
         self._migrator = Migrator(
             trunk, memory, self._same_file, config.distillation, seed=settings.seed, send=self._send
         )
-        self._send(TrainerReady(replay_samples=len(memory)))
+        told = self._publisher
+        self._send(TrainerReady(replay_samples=len(memory), waiting=told.waiting, increments=told.increments))
 
     def work(self) -> None:
         while True:
@@ -162,6 +170,10 @@ class _Worker:
                     self._send(self._meter.measure(order))
                 case Migrate() | Compare():
                     self._migrate(order)
+                case Forget():
+                    self._send(forget(order, self._memory, self._faculty, self._runs, self._publisher))
+                case Redistil():
+                    self._redistil(order)
                 case _:
                     raise AssertionError(f"unexpected {type(order).__name__}")
 
@@ -181,6 +193,13 @@ class _Worker:
             done = self._migrator.migrate(order) if isinstance(order, Migrate) else self._migrator.compare(order)
         except (ExpertsError, OSError) as exc:
             done = MigrationFailed(reason=str(exc))
+        self._send(done)
+
+    def _redistil(self, order: Redistil) -> None:
+        try:
+            done = self._redistiller.redistil(order)
+        except (ExpertsError, OSError) as exc:
+            done = LearningFailed(reason=str(exc))
         self._send(done)
 
     def _same_file(self, task: TaskFile) -> ImageDataset | None:

@@ -3,10 +3,13 @@
 from protocol.records.book import RecordBook
 from protocol.records.contributions import (
     RouterContribution,
+    Withdrawal,
     decode_contribution_index,
     encode_contribution_index,
     open_contribution,
+    open_withdrawal,
     seal_contribution,
+    seal_withdrawal,
 )
 from protocol.records.peers import (
     ExpertAdvert,
@@ -23,13 +26,16 @@ __all__ = [
     "PeerRecord",
     "RecordBook",
     "RouterContribution",
+    "Withdrawal",
     "decode_contribution_index",
     "encode_contribution_index",
     "fitting",
     "inspect_record",
     "open_contribution",
     "open_record",
+    "open_withdrawal",
     "record_key",
     "seal_contribution",
     "seal_record",
+    "seal_withdrawal",
 ]

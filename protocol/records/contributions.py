@@ -1,8 +1,9 @@
-"""A peer's share in the router: signed class statistics of one task, named by digest.
+"""A peer's share in the router: signed class statistics of one task, named by digest; and how it is taken back.
 
 Contributions are kept apart by (peer, task, version), so that merging one twice counts once, and passed on
-as they were signed, so that who relays one cannot change it. A peer's contributions are listed in one blob,
-the index.
+as they were signed, so that who relays one cannot change it. A withdrawal says of a peer and a task that nothing counts
+up to a version. It is passed on likewise, so that an old copy from somebody who has not heard does not come back. Both
+are listed in blobs, the indices: one of contributions, one of withdrawals.
 """
 
 from typing import Annotated, Final
@@ -22,18 +23,23 @@ from protocol.wiretypes import (
     MeshIdField,
     MomentField,
     Name,
+    PeerId,
     PeerIdField,
 )
 
 __all__ = [
     "RouterContribution",
+    "Withdrawal",
     "decode_contribution_index",
     "encode_contribution_index",
     "open_contribution",
+    "open_withdrawal",
     "seal_contribution",
+    "seal_withdrawal",
 ]
 
 _DOMAIN: Final = "contribution"
+_WITHDRAWAL_DOMAIN: Final = "withdrawal"
 
 _INDEX = Annotated[
     tuple[Annotated[bytes, msgspec.Meta(max_length=limits.MAX_CONTRIBUTION_BYTES)], ...],
@@ -60,6 +66,18 @@ class RouterContribution(msgspec.Struct, frozen=True):
     issued_at: MomentField
 
 
+class Withdrawal(msgspec.Struct, frozen=True):
+    """That what one peer's data of one task added to the router counts no more."""
+
+    mesh_id: MeshIdField
+    peer_id: PeerIdField
+    """Whose data it was; the signer."""
+    task: Name
+    version: CounterField
+    """Contributions of this peer and task count only from the next version on."""
+    issued_at: MomentField
+
+
 def seal_contribution(contribution: RouterContribution, key: SigningKey) -> bytes:
     """The contribution, signed.
 
@@ -82,16 +100,42 @@ def open_contribution(data: bytes, *, mesh_id: MeshId, now_s: float) -> RouterCo
             peer it names), WRONG_MESH or FROM_FUTURE.
     """
     signer, contribution = unseal(data, _DOMAIN, RouterContribution, max_bytes=limits.MAX_CONTRIBUTION_BYTES)
-    if signer != contribution.peer_id:
-        raise RecordRefused(RecordRefusal.WRONG_OWNER, f"signed by {signer}, claims {contribution.peer_id}")
-    if contribution.mesh_id != mesh_id:
-        raise RecordRefused(RecordRefusal.WRONG_MESH, f"of the mesh {contribution.mesh_id}")
-    check_not_from_future(contribution.issued_at, now_s)
+    _check(contribution, signer, mesh_id, now_s)
     return contribution
 
 
+def seal_withdrawal(withdrawal: Withdrawal, key: SigningKey) -> bytes:
+    """The withdrawal, signed.
+
+    Raises:
+        RecordRefused: Other peers would refuse it.
+    """
+    sealed = seal(key, _WITHDRAWAL_DOMAIN, encode(withdrawal), max_bytes=limits.MAX_CONTRIBUTION_BYTES)
+    open_withdrawal(sealed, mesh_id=withdrawal.mesh_id, now_s=withdrawal.issued_at)
+    return sealed
+
+
+def open_withdrawal(data: bytes, *, mesh_id: MeshId, now_s: float) -> Withdrawal:
+    """The withdrawal in ``data``, whoever passed it on, as seen at ``now_s`` (Unix seconds).
+
+    Raises:
+        RecordRefused: As `open_contribution`.
+    """
+    signer, withdrawal = unseal(data, _WITHDRAWAL_DOMAIN, Withdrawal, max_bytes=limits.MAX_CONTRIBUTION_BYTES)
+    _check(withdrawal, signer, mesh_id, now_s)
+    return withdrawal
+
+
+def _check(said: RouterContribution | Withdrawal, signer: PeerId, mesh_id: MeshId, now_s: float) -> None:
+    if signer != said.peer_id:
+        raise RecordRefused(RecordRefusal.WRONG_OWNER, f"signed by {signer}, claims {said.peer_id}")
+    if said.mesh_id != mesh_id:
+        raise RecordRefused(RecordRefusal.WRONG_MESH, f"of the mesh {said.mesh_id}")
+    check_not_from_future(said.issued_at, now_s)
+
+
 def encode_contribution_index(sealed: list[bytes]) -> bytes:
-    """Sealed contributions as one blob, sorted: the same set always has the same digest.
+    """Sealed contributions, or sealed withdrawals, as one blob, sorted: the same set always has the same digest.
 
     Raises:
         FrameTooLarge: More of them, or more bytes, than an index may have.
@@ -105,7 +149,7 @@ def encode_contribution_index(sealed: list[bytes]) -> bytes:
 
 
 def decode_contribution_index(data: bytes | memoryview) -> list[bytes]:
-    """The sealed contributions in an index; each is still to be opened.
+    """The sealed contributions or withdrawals in an index; each is still to be opened.
 
     Raises:
         FrameTooLarge: More bytes than an index may have.

@@ -67,7 +67,7 @@ class ExpertAdvert(msgspec.Struct, frozen=True, omit_defaults=True):
             raise ValueError("an expert has ancestors and a lineage, or neither")
 
 
-class PeerRecord(msgspec.Struct, frozen=True):
+class PeerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a peer says of itself from ``issued_at`` until ``expires_at``, Unix seconds of the DHT's clock."""
 
     mesh_id: MeshIdField
@@ -80,6 +80,9 @@ class PeerRecord(msgspec.Struct, frozen=True):
     experts: Annotated[tuple[ExpertAdvert, ...], msgspec.Meta(max_length=limits.MAX_EXPERTS_PER_RECORD)]
     contributions: DigestField | None
     """Of the blob that lists the signed router contributions this peer holds; None while it holds none."""
+    withdrawals: DigestField | None = None
+    """Of the blob that lists the signed withdrawals of such contributions that it knows of; None while it knows of
+    none. A list of its own: a reader that knows of no withdrawals still reads the other one."""
 
 
 def fitting(adverts: Iterable[ExpertAdvert]) -> tuple[ExpertAdvert, ...]:

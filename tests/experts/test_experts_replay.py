@@ -71,6 +71,53 @@ def test_a_restarted_buffer_continues_exactly(seen: int) -> None:
     assert np.array_equal(restarted.images, buffer.images)
 
 
+def without(buffer: ReservoirBuffer, start: int, end: int) -> ReservoirBuffer:
+    """The buffer once the items with these numbers have left its stream."""
+    rows = [row for row, label in enumerate(buffer.labels) if start <= int(label) < end]
+    buffer.drop(rows, end - start)
+    return buffer
+
+
+def test_what_left_is_nowhere_in_the_buffer_and_the_rest_stays() -> None:
+    buffer = filled(30)
+    before = {label: image for label, image in zip(buffer.labels, buffer.images, strict=True) if int(label) >= 12}
+    without(buffer, 0, 12)
+    assert buffer.num_seen == 18
+    assert buffer.labels == tuple(before)
+    assert np.array_equal(buffer.images, np.stack(list(before.values())))
+    assert buffer._images is not None
+    assert not buffer._images[len(buffer) :].any()
+    assert bytes(range(1, 12)) not in buffer.to_bytes()
+
+
+def test_after_some_have_left_every_remaining_and_later_item_is_kept_with_equal_probability() -> None:
+    kept = np.zeros(12)
+    for seed in range(3000):
+        buffer = without(filled(8, capacity=3, seed=seed), 2, 6)
+        buffer.add(*stream(4, 8))
+        for label in buffer.labels:
+            kept[int(label)] += 1
+    assert not kept[2:6].any()
+    # Of 8 items that are left or came later 3 are kept: probability 3/8, deviation 26.5.
+    assert np.abs(kept[[0, 1, *range(6, 12)]] - 1125).max() < 5 * 26.5
+
+
+@pytest.mark.parametrize(("seen", "start", "end"), [(50, 0, 20), (6, 2, 4), (50, 0, 50), (3, 0, 3)])
+def test_a_buffer_that_some_have_left_goes_on_the_same_after_a_restart(seen: int, start: int, end: int) -> None:
+    buffer = without(filled(seen), start, end)
+    restarted = ReservoirBuffer.from_bytes(buffer.to_bytes())
+    for either in (buffer, restarted):
+        assert either.num_seen == seen - (end - start)
+        either.add(*stream(100, 100))
+    assert restarted.labels == buffer.labels
+    assert np.array_equal(restarted.images, buffer.images)
+    assert len(buffer) == 10
+
+
+def test_a_buffer_that_nothing_has_left_has_the_bytes_it_always_had() -> None:
+    assert b"left" not in filled(20).to_bytes()
+
+
 def test_colour_images_are_kept_as_they_are() -> None:
     buffer = ReservoirBuffer(2, torch_generator(0, "replay"))
     images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)

@@ -12,7 +12,7 @@ import pytest
 from meshnode.errors import StateTooNew, StateUnreadable
 from meshnode.state import ledger as ledger_module
 from meshnode.state.ledger import SCHEMA_VERSION, Ledger
-from meshnode.state.rows import ContributionRow, ExpertRow, Generation, Reached, TaskRow
+from meshnode.state.rows import ContributionRow, ExpertRow, Generation, Reached, TaskRow, WithdrawalRow
 from protocol.errors import UnknownExpert
 from protocol.identifiers import Digest, ExpertUid, PeerId, digest_of
 
@@ -31,6 +31,9 @@ CONTRIBUTION = ContributionRow(
     sealed=b"\0\xff",
     statistics=digest_of(b"statistics"),
 )
+
+
+BARE = Generation(uid=UID, digest=digest_of(b"w"), cause="trained", parent=None, created_at=1.5, reached=None)
 
 
 @pytest.fixture
@@ -71,6 +74,7 @@ def test_everything_written_is_there_after_reopening(path: Path) -> None:
         assert ledger.generations(UID) == (generation,)
         assert ledger.contributions() == (CONTRIBUTION,)
         assert ledger.tasks() == (task,)
+        assert ledger.withdrawals() == ledger.forgotten("task") == ledger.forgotten("peer") == ()
 
 
 def test_hosting_an_expert_again_changes_nothing(ledger: Ledger) -> None:
@@ -128,6 +132,57 @@ def test_contributions_come_in_the_order_of_their_keys_not_of_their_arrival(ledg
     assert ledger.contributions() == tuple(reversed(rows))
 
 
+def withdrawal(version: int) -> WithdrawalRow:
+    return WithdrawalRow(
+        peer_id=CONTRIBUTION.peer_id, task=CONTRIBUTION.task, version=version, sealed=b"withdrawn %d" % version
+    )
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_the_higher_of_contribution_and_withdrawal_stays_in_either_order(path: Path, version: int) -> None:
+    """The contribution's version is 2; of equal versions nothing counts."""
+    found = []
+    for order in (0, 1):
+        with Ledger(path.with_name(str(order))) as ledger:
+            steps = [lambda: ledger.add_contribution(CONTRIBUTION), lambda: ledger.add_withdrawal(withdrawal(version))]
+            for step in steps[:: -1 if order else 1]:
+                step()
+            found.append((ledger.contributions(), ledger.withdrawals()))
+    assert found[0] == found[1] == (((CONTRIBUTION,), ()) if version == 1 else ((), (withdrawal(version),)))
+
+
+def test_an_older_withdrawal_does_not_replace_a_newer_one_and_a_newer_contribution_ends_it(ledger: Ledger) -> None:
+    ledger.add_withdrawal(withdrawal(4))
+    ledger.add_withdrawal(withdrawal(3))
+    assert ledger.withdrawals() == (withdrawal(4),)
+    assert not ledger.add_contribution(dataclasses.replace(CONTRIBUTION, version=4))
+    assert ledger.add_contribution(dataclasses.replace(CONTRIBUTION, version=5))
+    assert ledger.withdrawals() == ()
+
+
+def test_what_is_forgotten_is_remembered_until_it_is_lifted(path: Path) -> None:
+    with Ledger(path) as ledger:
+        for kind, name in (("task", "digits"), ("task", "digits"), ("peer", "digits"), ("task", "boots")):
+            ledger.forget(kind, name)
+    with Ledger(path) as ledger:
+        assert (ledger.forgotten("task"), ledger.forgotten("peer")) == (("boots", "digits"), ("digits",))
+        ledger.unforget("task", "digits")
+        assert (ledger.forgotten("task"), ledger.forgotten("peer")) == (("boots",), ("digits",))
+
+
+def test_a_generation_has_the_tasks_of_all_before_it_until_one_starts_over(ledger: Ledger) -> None:
+    ledger.add_expert(EXPERT)
+    rows = [dataclasses.replace(BARE, tasks=tasks) for tasks in ((), ("b",), (), ("a", "b"), None)]
+    made = [*ledger.add_generations(rows[:2]), *ledger.add_generations(rows[2:])]
+    assert [generation.tasks for generation in made] == [(), ("b",), ("b",), ("a", "b"), None]
+    assert ledger.generations(UID) == tuple(reversed(made))
+    over = ledger.start_over(dataclasses.replace(BARE, tasks=("c",)))
+    assert (over.number, over.tasks) == (6, ("c",))
+    assert ledger.generations(UID) == (over,)
+    ledger.erase_expert(UID)
+    assert (ledger.experts(), ledger.generations(UID)) == ((), ())
+
+
 def test_writers_in_many_threads_never_share_a_number(ledger: Ledger) -> None:
     ledger.add_expert(EXPERT)
     threads = [threading.Thread(target=lambda: [add(ledger, b"x") for _ in range(10)]) for _ in range(4)]
@@ -179,6 +234,7 @@ ADDED = {
         "ALTER TABLE experts DROP COLUMN standing",
         "DROP TABLE declined",
     ),
+    4: ("ALTER TABLE generations DROP COLUMN tasks", "DROP TABLE withdrawals", "DROP TABLE forgotten"),
 }
 """What each version did not have yet, taken away again."""
 
@@ -194,13 +250,14 @@ def test_a_ledger_of_an_earlier_version_is_taken_over(path: Path, version: int) 
         ledger._rows(f"PRAGMA user_version = {version}")
     with Ledger(path) as ledger:
         known = dataclasses.replace(
-            generation, round=7 if version > 2 else 0, reached=None if version == 1 else REACHED
+            generation, round=7 if version > 2 else 0, reached=None if version == 1 else REACHED, tasks=None
         )
         assert ledger.generations(UID) == (known,)
         (expert,) = ledger.experts()
         assert expert == dataclasses.replace(EXPERT, origin=EXPERT.origin if version > 2 else None)
         assert (expert.ancestors, expert.lineage, expert.standing) == ((), None, "current")
         newer = add(ledger, b"2")
+        assert newer.tasks is None, "what is not known of its parent is not known of it"
         ledger.succeed(UID, SUCCESSOR, first_of(SUCCESSOR))
     with Ledger(path) as ledger:
         assert ledger.generations(UID)[0] == newer

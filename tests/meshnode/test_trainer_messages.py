@@ -76,7 +76,7 @@ REPORTS: list[FromTrainer] = [
     ),
     Statistics(data=bytes(range(256))),
     Progress(stage="distil", done=1, total=2, loss=0.5, left_s=3.5),
-    Checkpoint(uid="u", vector=bytes(12), deltas_applied=1, run="r", steps=9, new_steps=4),
+    Checkpoint(uid="u", vector=bytes(12), deltas_applied=1, run="r", steps=9, tasks=("a",), new_steps=4),
     Learned(teacher_accuracy=0.9, seconds=1.5, replay_samples=7),
     LearningFailed(reason="why"),
 ]

@@ -62,7 +62,7 @@ class Bench:
     def migrator(self) -> Migrator:
         memory = ReplayMemory(self.folder / "replay.msgpack", capacity=100, seed=1)
         if self.remembered is not None:
-            memory.add(self.remembered, "task")
+            memory.add(self.remembered, "digest", "task")
         return Migrator(
             tiny_trunk(),
             memory,

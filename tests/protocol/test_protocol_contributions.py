@@ -11,10 +11,13 @@ from protocol.errors import FrameTooLarge, MalformedMessage, RecordRefusal, Reco
 from protocol.identifiers import digest_of
 from protocol.records import (
     RouterContribution,
+    Withdrawal,
     decode_contribution_index,
     encode_contribution_index,
     open_contribution,
+    open_withdrawal,
     seal_contribution,
+    seal_withdrawal,
 )
 from protocol.signing import seal
 
@@ -71,6 +74,67 @@ def test_a_contribution_of_the_most_classes_fits(contribution, key, mesh_id):
     samples = {f"{i:04}" + "x" * 60: limits.MAX_COUNTER for i in range(limits.MAX_CLASSES_PER_TASK)}
     largest = msgspec.structs.replace(contribution, samples=samples)
     assert open_contribution(seal_contribution(largest, key), mesh_id=mesh_id, now_s=NOW_S) == largest
+
+
+CONTRIBUTION_PAYLOAD = (
+    "87a76d6573685f6964d940"
+    + digest_of(b"a mesh").encode().hex()
+    + "a7706565725f6964d92e"
+    + ("Qm" + "a" * 44).encode().hex()
+    + "a47461736ba67461736b2d31a776657273696f6e02aa73746174697374696373d940"
+    + DIGEST.encode().hex()
+    + "a773616d706c657382a36361740aa3646f6701a96973737565645f6174cb41d954fc40000000"
+)
+
+
+def test_a_contribution_has_the_bytes_it_always_had(contribution):
+    assert encode(msgspec.structs.replace(contribution, peer_id="Qm" + "a" * 44)).hex() == CONTRIBUTION_PAYLOAD
+
+
+@pytest.fixture
+def withdrawal(key, mesh_id) -> Withdrawal:
+    return Withdrawal(mesh_id, key.peer_id, "task-1", 3, NOW_S)
+
+
+def test_a_withdrawal_survives_sealing_and_does_not_age(withdrawal, key, mesh_id):
+    sealed = seal_withdrawal(withdrawal, key)
+    assert open_withdrawal(sealed, mesh_id=mesh_id, now_s=NOW_S + 1e8) == withdrawal
+
+
+def test_only_its_contributor_withdraws_a_contribution(withdrawal, key, other_key, mesh_id):
+    with pytest.raises(RecordRefused):
+        seal_withdrawal(withdrawal, other_key)
+    forged = seal(other_key, "withdrawal", encode(withdrawal))
+    with pytest.raises(RecordRefused) as refused:
+        open_withdrawal(forged, mesh_id=mesh_id, now_s=NOW_S)
+    assert refused.value.reason is RecordRefusal.WRONG_OWNER
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"mesh_id": DIGEST}, RecordRefusal.WRONG_MESH),
+        ({"issued_at": NOW_S + 60}, RecordRefusal.FROM_FUTURE),
+        ({"task": ""}, RecordRefusal.MALFORMED),
+        ({"version": -1}, RecordRefusal.MALFORMED),
+        ({"version": limits.MAX_COUNTER + 1}, RecordRefusal.MALFORMED),
+    ],
+)
+def test_a_withdrawal_that_contradicts_the_bounds_is_refused(withdrawal, key, mesh_id, fields, reason):
+    sealed = seal(key, "withdrawal", encode(msgspec.structs.replace(withdrawal, **fields)))
+    with pytest.raises(RecordRefused) as refused:
+        open_withdrawal(sealed, mesh_id=mesh_id, now_s=NOW_S)
+    assert refused.value.reason is reason
+
+
+def test_neither_is_taken_for_the_other(contribution, withdrawal, key, mesh_id):
+    for sealed, read in (
+        (seal_contribution(contribution, key), open_withdrawal),
+        (seal_withdrawal(withdrawal, key), open_contribution),
+    ):
+        with pytest.raises(RecordRefused) as refused:
+            read(sealed, mesh_id=mesh_id, now_s=NOW_S)
+        assert refused.value.reason is RecordRefusal.FORGED
 
 
 @given(st.lists(st.binary(max_size=20), max_size=8), st.randoms())

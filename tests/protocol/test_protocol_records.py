@@ -110,6 +110,16 @@ def test_ancestors_that_contradict_their_bounds_or_the_lineage_are_refused(recor
     assert reason_of(data, record) is RecordRefusal.MALFORMED
 
 
+def test_a_record_says_of_withdrawals_only_where_there_are_some(record):
+    plain = encode(record)
+    assert plain[:1] == b"\x88"
+    assert b"withdrawals" not in plain
+    telling = changed(record, withdrawals=DIGEST)
+    assert encode(telling) == b"\x89" + plain[1:] + b"\xabwithdrawals\xd9\x40" + DIGEST.encode()
+    assert decode_as(plain, PeerRecord, max_bytes=2000) == record
+    assert decode_as(encode(telling), PeerRecord, max_bytes=2000) == telling
+
+
 def test_the_dht_key_names_the_mesh(mesh_id):
     assert record_key(mesh_id) == f"modulemesh/1/{mesh_id}/peers"
 

@@ -81,9 +81,20 @@ def test_the_bytes_are_canonical_json_and_the_mesh_is_their_digest():
     assert mesh_id_of(encode_spec(renamed)) != mesh_id_of(data)
 
 
+def test_a_norm_for_noised_statistics_is_part_of_a_spec_only_where_there_is_one():
+    assert b"statistics_norm" not in encode_spec(SPEC)
+    assert mesh_id_of(encode_spec(SPEC)) == "baa64e458e02efc1e824772ed702dd28e57cd6ab17a8c430e03b3e4cbc5b413d"
+    noised = msgspec.structs.replace(SPEC, statistics_norm=8.0)
+    assert json.loads(encode_spec(noised))["statistics_norm"] == 8.0
+    assert decode_spec(encode_spec(noised)) == noised
+    assert mesh_id_of(encode_spec(noised)) != mesh_id_of(encode_spec(SPEC))
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
+        (["statistics_norm"], 0),
+        (["statistics_norm"], None),
         (["schema"], "modulemesh.spec/2"),
         (["schema"], 2),
         (["name"], ""),
