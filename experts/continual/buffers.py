@@ -6,6 +6,7 @@ the kinds differ in; `ReplayBuffer` knows the bound, the form of the items and h
 Legend: N items, H height, W width.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from typing import ClassVar
@@ -117,7 +118,7 @@ class ReplayBuffer(ABC):
 
     def _limit_of(self, images: NDArray[np.uint8]) -> int:
         """How many such images may stay."""
-        image_bytes = max(1, images.nbytes // max(1, len(images)))
+        image_bytes = max(1, math.prod(images.shape[1:]))
         within = self.capacity if self.max_bytes is None else self.max_bytes // image_bytes
         assert within is not None, "__init__ has seen to it that there is a bound"
         if within == 0:

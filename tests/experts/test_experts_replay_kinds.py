@@ -46,6 +46,14 @@ def contents(buffer: ReplayBuffer) -> tuple[list[int], tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_no_image_at_first_changes_no_bound(kind: str) -> None:
+    buffer = made(kind)
+    buffer.add(*stream(""))
+    buffer.add(*stream("abcab" * 20))
+    assert len(buffer) == 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_bytes_bound_what_is_kept_and_images_stay_with_their_names(kind: str) -> None:
     buffer = made(kind)
     labels = "abcab" * 20

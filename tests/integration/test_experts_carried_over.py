@@ -83,7 +83,7 @@ def test_a_peer_follows_a_new_form_and_each_goes_back_by_itself(daemons: Daemons
     assert _accuracy(ben) >= before - MARGIN
     assert _current(ann)["uid"] == line[-1]
 
-    for node in (cyd, ann, ben):
+    for node in (cyd, ben, ann):  # the others joined by ann, and would miss her
         assert node.terminate() == 0
         assert complaints(node.stderr) == []
     ben.launch().wait_ready()

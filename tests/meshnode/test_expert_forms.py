@@ -33,7 +33,8 @@ from meshnode.state.rows import Reached
 from meshnode.trainer.interrupted import InterruptedRuns
 from meshnode.trainer.learning import Learner, LearnerConfig
 from meshnode.trainer.memory import ReplayMemory
-from meshnode.trainer.messages import Checkpoint, ExpertJob, FromTrainer, Learn
+from meshnode.trainer.messages import Checkpoint, ExpertJob, FromTrainer, Learn, PrivacyTerms
+from meshnode.trainer.publishing import Publisher
 from meshnode.trainer.teaching import Faculty, FacultyConfig
 from protocol.identifiers import ExpertUid, digest_of
 from protocol.records import ExpertAdvert
@@ -168,7 +169,6 @@ def learned(architecture: Architecture, uid: str, classes: tuple[str, ...], fold
         distillation=DistillationConfig(steps=300),
         checkpoint_steps=300,
         checkpoint_s=0,
-        fingerprint=MESH.fingerprint,
         seed=seed,
     )
     folder.mkdir()
@@ -183,7 +183,8 @@ def learned(architecture: Architecture, uid: str, classes: tuple[str, ...], fold
         steps=0,
     )
     runs = InterruptedRuns(folder / "runs")
-    Learner(MESH.trunk, memory, own_teacher_in(folder, seed), runs, config, said.append).learn(
+    publisher = Publisher(folder / "published.msgpack", PrivacyTerms(), MESH.fingerprint)
+    Learner(MESH.trunk, memory, own_teacher_in(folder, seed), runs, publisher, config, said.append).learn(
         Learn(run=1, task="t", experts=(job,)), task.select(range(seed, len(task), 2)), "digest", lambda uid: []
     )
     (last,) = [message for message in said if isinstance(message, Checkpoint)]
