@@ -52,12 +52,12 @@ class Advertiser:
         """Renew soon: the content is not what was last published."""
         self._changed.set()
 
-    async def run(self) -> None:
-        """Renew for ever; a lease that no node took is offered again soon."""
+    async def run(self, *, leaving: bool = False) -> None:
+        """Renew for ever, all of it `leaving` or none; a lease that no node took is offered again soon."""
         failures = 0
         while True:
             self._changed.clear()
-            failures = 0 if await self.publish() else failures + 1
+            failures = 0 if await self.publish(leaving=leaving) else failures + 1
             if failures == 2:  # one alone is a busy moment
                 log.warning("no node of the DHT takes this node's record; it is offered again and again")
             try:

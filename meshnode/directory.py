@@ -55,7 +55,8 @@ class Directory:
     ) -> None:
         self._transport = transport
         self._events = (telemetry or Telemetry()).events
-        self._listed: tuple[PeerRecord, ...] = ()
+        self._listed: tuple[tuple[PeerRecord, ...], tuple[PeerRecord, ...]] = ((), ())
+        """The live records and those of leaving peers that the listings were made from."""
         self._listings: Mapping[ExpertUid, ExpertListing] = {}
         self._current: Mapping[ExpertUid, ExpertListing] = {}
         self._others: dict[PeerId, str] = {}
@@ -109,10 +110,10 @@ class Directory:
         return self._book.live(self._transport.now_s())
 
     def experts(self) -> Mapping[ExpertUid, ExpertListing]:
-        """Every advertised expert, by uid, in uid order."""
-        records = self.records()
+        """Every advertised expert, by uid, in uid order; those of leaving peers too that nobody else holds."""
+        records = (self.records(), self._book.leaving(self._transport.now_s()))
         if records != self._listed:  # to tell a genuine advert takes a digest, and this is asked all the time
-            self._listed, self._listings = records, self._list(records)
+            self._listed, self._listings = records, self._list(*records)
             self._current = current_ones(self._listings)
         return self._listings
 
@@ -121,16 +122,21 @@ class Directory:
         self.experts()
         return self._current
 
-    def _list(self, records: tuple[PeerRecord, ...]) -> Mapping[ExpertUid, ExpertListing]:
+    def _list(self, live: tuple[PeerRecord, ...], leaving: tuple[PeerRecord, ...]) -> Mapping[ExpertUid, ExpertListing]:
         replicas: dict[ExpertUid, list[Replica]] = {}
         left_out: list[LeftOut] = []
-        for record in records:
+        staying = {advert.uid for record in live for advert in record.experts}
+        for record in (*live, *leaving):
             for advert in record.experts:
+                if record.leaving and advert.uid in staying:
+                    continue
                 reason = self._objection(advert)
                 if reason is not None:
                     left_out.append(LeftOut(uid=advert.uid, peer_name=record.peer_name, reason=reason))
                     continue
-                replica = Replica(peer_id=record.peer_id, peer_name=record.peer_name, advert=advert)
+                replica = Replica(
+                    peer_id=record.peer_id, peer_name=record.peer_name, advert=advert, leaving=record.leaving
+                )
                 replicas.setdefault(advert.uid, []).append(replica)
         for news in set(left_out) - set(self._left_out):
             log.warning(

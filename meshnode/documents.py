@@ -69,15 +69,15 @@ def peer_documents(runtime: MeshRuntime, me: PeerId, now_s: float) -> list[dict[
 def expert_documents(runtime: MeshRuntime, *, local: bool) -> list[dict[str, Any]]:
     """Experts of the mesh, superseded ones too, or those hosted here; those kept here are among them in any case."""
     host, listings = runtime.host, runtime.directory.experts()
+    current = runtime.directory.current().values()
     superseded_by = {
-        uid: listing.uid
-        for listing in runtime.directory.current().values()
-        for uid in (*listing.ancestors, *(older.uid for older in listing.older))
+        uid: listing.uid for listing in current for uid in (*listing.ancestors, *(older.uid for older in listing.older))
     }
+    holders = {kin.uid: len(listing.holders) for listing in current for kin in listing.family}
     adverts = {uid: expert.advert() for uid, expert in host.retired.items()}
     adverts |= {uid: listing.replicas[0].advert for uid, listing in listings.items()}
     return [
-        _expert_document(runtime, advert, listings.get(uid), superseded_by.get(uid))
+        _expert_document(runtime, advert, listings.get(uid), superseded_by.get(uid), holders.get(uid, 0))
         for uid, advert in sorted(adverts.items())
         if host.find(uid) is not None or not local
     ]
@@ -101,7 +101,11 @@ def left_out_documents(runtime: MeshRuntime) -> list[dict[str, Any]]:
 
 
 def _expert_document(
-    runtime: MeshRuntime, advert: ExpertAdvert, listing: ExpertListing | None, superseded_by: ExpertUid | None
+    runtime: MeshRuntime,
+    advert: ExpertAdvert,
+    listing: ExpertListing | None,
+    superseded_by: ExpertUid | None,
+    num_holders: int,
 ) -> dict[str, Any]:
     here = runtime.host.find(advert.uid)
     return {
@@ -117,11 +121,14 @@ def _expert_document(
                 "name": replica.peer_name,
                 "generation": replica.advert.generation,
                 "weights": replica.advert.weights,
+                "leaving": replica.leaving,
             }
             for replica in (listing.replicas if listing else ())
         ],
         "local": advert.uid in runtime.host.experts,
         "standing": here.standing if here else None,
+        "placed": here is not None and here.placed,
+        "holders": num_holders,
         "parameters": runtime.mesh.architecture(advert.form, len(advert.classes)).num_parameters,
     }
 

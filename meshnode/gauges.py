@@ -135,13 +135,15 @@ def _peers(node: NodeParts) -> Iterable[Sample]:
 
 
 def _experts(node: NodeParts) -> Iterable[Sample]:
-    yield ("local",), len(node.runtime.host.experts) if node.runtime else 0
+    hosted = node.runtime.host.experts.values() if node.runtime else ()
+    yield ("local",), len(hosted)
+    yield ("placed",), sum(expert.placed for expert in hosted)
     yield ("mesh",), len(node.runtime.directory.current()) if node.runtime else 0
 
 
 def _replicas_min(node: NodeParts) -> Iterable[Sample]:
     listings = node.runtime.directory.current().values() if node.runtime else ()
-    replicas = [len(listing.replicas) for listing in listings]
+    replicas = [len(listing.holders) for listing in listings]
     if replicas:  # without an expert there is no smallest number
         yield (), min(replicas)
 
@@ -199,8 +201,18 @@ _METRICS = (
         "process_restarts_total", "How often a process of the node had to be started again.", ("process",), _restarts
     ),
     _Read("peers", "Live peers of the mesh, this node left out.", (), _peers),
-    _Read("experts", "Experts hosted here (local) or advertised by any peer (mesh).", ("scope",), _experts),
-    _Read("expert_replicas_min", "Replicas of the mesh's rarest expert; absent without any.", (), _replicas_min),
+    _Read(
+        "experts",
+        "Experts hosted here (local), those of them by placement (placed), or the mesh's (mesh).",
+        ("scope",),
+        _experts,
+    ),
+    _Read(
+        "expert_replicas_min",
+        "Replicas of the mesh's rarest expert at peers that stay; absent without any expert.",
+        (),
+        _replicas_min,
+    ),
     _Read(
         "expert_specialization_nats",
         "S(E_i) of each expert hosted here, on tasks learned here; 0 if it works for one class, absent without gates.",

@@ -59,6 +59,10 @@ class Handlers:
         """Answer for a mesh from now on; None for what this node's settings switch off."""
         self._mesh, self._serving, self._averager = mesh, serving, averager
 
+    def leave_rounds(self) -> None:
+        """Take part in no round any more; everything else is answered as before."""
+        self._averager = None
+
     def drain(self) -> None:
         """Take no new work; blobs and greetings are still answered."""
         if self._serving is not None:

@@ -16,13 +16,27 @@ from meshnode.state.rows import Reached, Standing
 from protocol.identifiers import Digest, ExpertUid
 from protocol.records import ExpertAdvert
 
-__all__ = ["FOLLOWED", "IMPORTED", "MIGRATED", "REDISTILLED", "TRAINED", "Answer", "Descent", "HostedExpert"]
+__all__ = [
+    "FOLLOWED",
+    "IMPORTED",
+    "MIGRATED",
+    "PLACED",
+    "REDISTILLED",
+    "TRAINED",
+    "Answer",
+    "Descent",
+    "HostedExpert",
+]
 
 TRAINED, IMPORTED, REDISTILLED = "trained", "imported", "redistilled"
 """Causes of generations that hold something which no other replica has."""
 
 MIGRATED, FOLLOWED = "migrated", "followed"
 """Causes of a successor's first generation: made here of the expert that it succeeds, or pulled from a peer."""
+
+
+PLACED = "placed"
+"""Cause of the first generation of a replica that is hosted only because the mesh had too few of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +55,7 @@ class Descent:
     """Where weights come from that an expert is to be hosted with."""
 
     cause: str = "adopted"
-    """From a peer, or `IMPORTED`: then the group does not have them yet."""
+    """From a peer, `PLACED` if this node was not asked to; or `IMPORTED`: then the group does not have them yet."""
     round: int = 0
     """Number of the last averaging round that they hold."""
     origin: Digest | None = None
@@ -72,6 +86,8 @@ class HostedExpert:
     lineage: Digest | None = None
     """Of the document that says how; None without ancestors."""
     standing: Standing = "current"
+    placed: bool = False
+    """Whether it is hosted only because the mesh had too few replicas: then it may be given back."""
     round: int = 0
     """Number of the last averaging round that these parameters hold; 0 before any."""
     reference: np.ndarray | None = None
@@ -89,6 +105,11 @@ class HostedExpert:
     @property
     def num_parameters(self) -> int:
         return self.architecture.num_parameters
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its parameters, float32."""
+        return 4 * self.num_parameters
 
     @property
     def line(self) -> tuple[ExpertUid, ...]:

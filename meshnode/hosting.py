@@ -14,7 +14,6 @@ import asyncio
 import copy
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -22,7 +21,6 @@ import torch
 from torch import nn
 
 from experts.architectures.base import Architecture, probabilities
-from experts.architectures.registry import architecture_from_config
 from experts.averaging import Averaged
 from experts.checkpoint import flat_parameters, load_weights, weights_to_bytes
 from experts.errors import ExpertsError
@@ -31,12 +29,13 @@ from meshnode.commits import Commits, serve
 from meshnode.compute import Compute
 from meshnode.errors import NoAncestorHere, Refused
 from meshnode.forms import form_of
-from meshnode.generations import build_first, digest_of_vector, drift_of
-from meshnode.hosted import IMPORTED, MIGRATED, REDISTILLED, TRAINED, Answer, Descent, HostedExpert
+from meshnode.generations import build_first, digest_of_vector
+from meshnode.hosted import FOLLOWED, IMPORTED, MIGRATED, PLACED, REDISTILLED, TRAINED, Answer, Descent, HostedExpert
+from meshnode.loading import load_replica
 from meshnode.logs import get_logger
 from meshnode.state.rows import ExpertRow, Generation, Reached, Standing
 from meshnode.state.state import State
-from protocol.errors import BlobCorrupt, MalformedLineage, UnknownBlob, UnknownExpert
+from protocol.errors import MalformedLineage, UnknownExpert
 from protocol.identifiers import Digest, ExpertUid, digest_of
 from protocol.lineage import decode_lineage
 
@@ -83,36 +82,13 @@ class ExpertHost:
                 lost.append(row)
                 continue
             try:
-                architecture = architecture_from_config(row.architecture)
-                module = architecture.build(row.uid)
-                origin = row.origin or digest_of(weights_to_bytes(module))
-                load_weights(module, self._state.blobs.get(generation.digest))
+                expert = load_replica(self._state, row, generation, device=self._device, since=self._now_s())
             except ExpertsError as failure:
                 self._unusable[row.uid] = str(failure)
                 log.warning("a kept expert cannot be served", expert=row.uid, reason=str(failure))
                 continue
-            reference = self._kept_reference(row.uid, architecture)
-            module.to(self._device)
             held = self._experts if row.standing == "current" else self._retired
-            held[row.uid] = HostedExpert(
-                uid=row.uid,
-                classes=row.classes,
-                architecture=architecture,
-                module=module,
-                generation=generation.number,
-                weights=generation.digest,
-                committed_at=generation.created_at,
-                since=self._now_s(),
-                origin=origin,
-                ancestors=row.ancestors,
-                lineage=row.lineage,
-                standing=row.standing,
-                round=generation.round,
-                reference=reference,
-                reference_digest=digest_of_vector(reference),
-                drift=drift_of(flat_parameters(module).cpu().numpy(), reference),
-                reached=generation.reached,
-            )
+            held[row.uid] = expert
         for row in lost:
             if row.standing == "current" and (ancestor := self._ancestor(row.ancestors)) is not None:
                 self._state.roll_back(row.uid, ancestor.uid)
@@ -124,16 +100,6 @@ class ExpertHost:
         """The newest of these that is retired here."""
         kept = [self._retired[uid] for uid in reversed(ancestors) if uid in self._retired]
         return next((expert for expert in kept if expert.standing == "retired"), None)
-
-    def _kept_reference(self, uid: ExpertUid, architecture: Architecture) -> np.ndarray | None:
-        """The newest parameters still kept that were not learned here; None if there are none any more."""
-        for generation in self._state.ledger.generations(uid):
-            if generation.cause not in {TRAINED, IMPORTED, REDISTILLED}:
-                module = architecture.build(uid)
-                with suppress(ExpertsError, UnknownBlob, BlobCorrupt):
-                    load_weights(module, self._state.blobs.get(generation.digest))
-                    return np.asarray(flat_parameters(module).numpy())
-        return None
 
     @property
     def unusable(self) -> Mapping[ExpertUid, str]:
@@ -182,12 +148,7 @@ class ExpertHost:
         module, generation, weights = expert.module, expert.generation, expert.weights
         # By generation: an answer says which one it is of, and a new one may begin to serve while this one waits.
         output_BC = await self._compute.run_rows((uid, generation), partial(self._probabilities, module), features_BD)
-        return Answer(
-            probabilities=output_BC,
-            classes=expert.classes,
-            generation=generation,
-            weights=weights,
-        )
+        return Answer(probabilities=output_BC, classes=expert.classes, generation=generation, weights=weights)
 
     def _probabilities(self, module: nn.Module, features_BD: np.ndarray) -> np.ndarray:
         # Read-only memory, as of bytes from the network, torch cannot wrap.
@@ -201,11 +162,10 @@ class ExpertHost:
         Raises:
             Refused: A current expert here succeeds it, or it is kept as retired or declined.
         """
-        kept = self._retired.get(uid)
         newer = next((expert.uid for expert in self._experts.values() if uid in expert.ancestors), None)
         if newer is not None:
             raise Refused(f"the expert {uid} was succeeded here by {newer}", hint="Roll that one back first.")
-        if kept is not None:
+        if (kept := self._retired.get(uid)) is not None:
             raise Refused(f"the expert {uid} is kept here already, as {kept.standing}")
 
     async def adopt(
@@ -248,6 +208,7 @@ class ExpertHost:
             origin=origin,
             ancestors=ancestors,
             lineage=descent.lineage,
+            placed=descent.cause == PLACED,
         )
         vector = flat_parameters(module).numpy()
         expert = HostedExpert(
@@ -262,6 +223,7 @@ class ExpertHost:
             origin=origin or initial,
             ancestors=ancestors,
             lineage=None if descent.lineage is None else digest_of(descent.lineage),
+            placed=descent.cause == PLACED,
             round=descent.round,
             reference=None if descent.cause == IMPORTED else vector,
         )
@@ -269,6 +231,39 @@ class ExpertHost:
         await self._commit(expert, vector, cause=descent.cause if weights else "initial")
         self._experts[uid] = expert
         return expert
+
+    async def keep(self, uid: ExpertUid) -> None:
+        """Host a replica for a reason of this node's own from now on, also if it came by placement.
+
+        Raises UnknownExpert if it is not hosted here, or not as current.
+        """
+        if (expert := self._current(uid)).placed:
+            expert.placed = False
+            await asyncio.to_thread(self._state.keep, uid)
+
+    async def drop(self, uid: ExpertUid, *, unwanted: bool) -> None:
+        """Host an expert no more, nor its retired and declined kin; `unwanted` ones are not to come back by themselves.
+
+        Raises:
+            UnknownExpert: It is not hosted here, or not as current.
+            Refused: It is in training.
+        """
+        expert = self._current(uid)
+        async with expert.changed:
+            self._current(uid)
+            _check_idle(expert)
+            family = [kept.uid for kept in self._retired.values() if kept.uid in expert.line or uid in kept.line]
+            # Averaged and advertised is what is current here: that ends before the disk forgets it.
+            del self._experts[uid]
+            unwanted_at = self._now_s() if unwanted else None
+            try:
+                await asyncio.to_thread(self._state.drop, [uid, *family], unwanted_at=unwanted_at)
+            except OSError:
+                self._experts[uid] = expert
+                raise
+            for relative in family:
+                del self._retired[relative]
+            self.changed.set()
 
     async def replace(self, uid: ExpertUid, weights: bytes) -> None:
         """Serve other weights of a hosted expert from now on; the group has them after the next round.
@@ -281,9 +276,9 @@ class ExpertHost:
         expert = self._current(uid)
         async with expert.changed:
             _check_idle(expert)
-            module = copy.deepcopy(expert.module).cpu()
-            load_weights(module, weights)
-            await self._commit(expert, flat_parameters(module).numpy(), cause=IMPORTED)
+            vector = _vector_in(copy.deepcopy(expert.module).cpu(), weights)
+            await self._commit(expert, vector, cause=IMPORTED)
+            await self.keep(uid)
 
     async def succeed(  # noqa: PLR0913  # an argument a fact
         self,
@@ -337,6 +332,7 @@ class ExpertHost:
             origin=last.weights,
             ancestors=document.ancestors,
             lineage=digest_of(lineage),
+            placed=cause == FOLLOWED and old.placed,
         )
         async with old.changed:
             self._current(old_uid)
@@ -355,6 +351,7 @@ class ExpertHost:
                 origin=last.weights,
                 ancestors=document.ancestors,
                 lineage=row.lineage,
+                placed=row.placed,
                 round=round,
                 reference=built.reference,
                 reference_digest=built.digest,
@@ -382,7 +379,10 @@ class ExpertHost:
             ancestor = self._ancestor(expert.ancestors)
             if ancestor is None:
                 raise NoAncestorHere(uid)
-            return await self._exchange(expert, ancestor, "declined", partial(self._state.roll_back, uid, ancestor.uid))
+            write = partial(self._state.roll_back, uid, ancestor.uid)
+            await self._exchange(expert, ancestor, "declined", write)
+            await self.keep(ancestor.uid)
+            return ancestor
 
     async def _exchange(
         self, gone: HostedExpert, come: HostedExpert, standing: Standing, write: Callable[[], Generation | None]
@@ -442,13 +442,15 @@ class ExpertHost:
             Refused: It is in training.
         """
         expert = self.find(uid)
+        # Nor is it to come back by itself, as what the mesh has too few of does.
+        erase = partial(self._state.drop, [uid], unwanted_at=self._now_s())
         if expert is None:  # one that this machine cannot build
-            await asyncio.to_thread(self._state.erase_expert, uid)
+            await asyncio.to_thread(erase)
             self._unusable.pop(uid, None)
             return
         async with expert.changed:
             _check_idle(expert)
-            await asyncio.to_thread(self._state.erase_expert, uid)
+            await asyncio.to_thread(erase)
             self._experts.pop(uid, None)
             self._retired.pop(uid, None)
             self.changed.set()
@@ -463,7 +465,9 @@ class ExpertHost:
         async with expert.changed:  # a commit under way belongs to these weights
             self._current(uid)  # it may have been succeeded meanwhile
             expert.deltas = []
-            return weights_to_bytes(expert.module)
+            weights = weights_to_bytes(expert.module)
+            await self.keep(uid)
+            return weights
 
     def end_training(self, uid: ExpertUid) -> None:
         """The run is over or lost; its last checkpoint stands."""
@@ -526,13 +530,7 @@ class ExpertHost:
         Raises:
             CorruptWeights: They are not its.
         """
-        module = copy.deepcopy(self.get(uid).module).cpu()
-
-        def read() -> np.ndarray:
-            load_weights(module, weights)
-            return np.asarray(flat_parameters(module).numpy())
-
-        return await self._compute.run_own(read)
+        return await self._compute.run_own(_vector_in, copy.deepcopy(self.get(uid).module).cpu(), weights)
 
     def initial(self, uid: ExpertUid) -> np.ndarray:
         """The parameters that all replicas of the expert began with, float32 ``(P,)``; built anew each time."""
@@ -555,3 +553,8 @@ class ExpertHost:
 def _check_idle(expert: HostedExpert) -> None:
     if expert.deltas is not None:
         raise Refused(f"the expert {expert.uid} is in training", hint="`meshnode status` shows when it no longer is.")
+
+
+def _vector_in(module: nn.Module, weights: bytes) -> np.ndarray:
+    load_weights(module, weights)
+    return np.asarray(flat_parameters(module).numpy())

@@ -90,6 +90,7 @@ def import_kept(home: Home, data: bytes, *, replace: bool) -> ExpertAdvert:
                 lineage=expert.lineage,
             )
             generation = state.commit_generation(advert.uid, expert.weights, cause=IMPORTED, round_=advert.round)
+            state.keep(advert.uid)
     return msgspec.structs.replace(advert, generation=generation.number)
 
 

@@ -32,6 +32,8 @@ class Replica:
     peer_id: PeerId
     peer_name: str
     advert: ExpertAdvert
+    leaving: bool = False
+    """Its peer stops, and serves it until another one has taken it over; listed only where there is no other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +47,16 @@ class ExpertListing:
     """The experts that it succeeds, the oldest first."""
     older: tuple["ExpertListing", ...] = ()
     """Of a current expert: the others of its family, in the order in which they are asked where it does not answer."""
+
+    @property
+    def family(self) -> tuple["ExpertListing", ...]:
+        """It and its older ones."""
+        return (self, *self.older)
+
+    @property
+    def holders(self) -> frozenset[PeerId]:
+        """The peers that hold a replica of it, or of one of the older ones, and do not leave."""
+        return frozenset(held.peer_id for listing in self.family for held in listing.replicas if not held.leaving)
 
 
 def current_ones(listings: Mapping[ExpertUid, ExpertListing]) -> Mapping[ExpertUid, ExpertListing]:

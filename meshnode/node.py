@@ -136,6 +136,12 @@ class _Node:
             documents, events = MqttDocuments(self.view), self.telemetry.events
             self.view.mqtt = MqttPublisher(config.mqtt, mesh.spec.name, self.transport.peer_id, documents, events)
 
+    async def hand_over(self) -> None:
+        """See to it that what only this node holds is not gone with it, as far as somebody takes it."""
+        self.handlers.leave_rounds()
+        if self.view.runtime is not None:
+            await self.view.runtime.hand_over()
+
     async def leave(self) -> None:
         """Tell the mesh that this node stops; its lease would, only later."""
         if self.view.runtime is not None:
@@ -155,8 +161,10 @@ async def run(home: Home, settings: Settings, device: Device, *, as_json: bool) 
         _stop_on_signals(node.view)
         try:
             await _until(node.view.stop_requested, node.live(), node.bootstrap.run(), _watch(node.transport))
+            await node.hand_over()
         finally:
             node.view.stop_requested.set()
+            node.view.handed_over.set()
             node.handlers.drain()
         await node.leave()
 

@@ -1,6 +1,7 @@
 """Replicas that come from elsewhere: pulled from peers or read from a file, and hosted here from then on."""
 
 import asyncio
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from meshnode.blobs import BlobPuller, Progress
 from meshnode.compute import Compute
 from meshnode.directory import Directory
 from meshnode.expert_files import already_hosted, expert_to_file, other_origin, read_expert_file
-from meshnode.hosted import FOLLOWED, IMPORTED, Descent, HostedExpert
+from meshnode.hosted import FOLLOWED, IMPORTED, PLACED, Descent, HostedExpert
 from meshnode.hosting import ExpertHost
 from meshnode.listings import ExpertListing, Replica
 from meshnode.mesh import Mesh
@@ -46,32 +47,42 @@ class Replicas:
     puller: BlobPuller
     compute: Compute
     telemetry: Telemetry = field(default_factory=Telemetry)
-    _adopting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    adopting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while an expert comes to be hosted, by whichever way: no two may host the same one."""
 
     async def pull(
-        self, uid: ExpertUid, *, source: PeerId | None = None, progress: Progress | None = None
+        self,
+        uid: ExpertUid,
+        *,
+        source: PeerId | None = None,
+        progress: Progress | None = None,
+        placed: bool = False,
     ) -> HostedExpert:
-        """Host a replica of a peer's expert, from its newest weights; nothing to do if it is current here.
+        """Host a replica of a peer's expert, from its newest weights; nothing to pull if it is current here.
 
         If it succeeds one that is current here, it takes that one's place.
 
         Args:
             source: The only peer to take it from; None takes any.
             progress: Is told how far the weights have come, where they come in several parts.
+            placed: Whether it is hosted only because the mesh has too few replicas: then it may be given back. One that
+                is asked for otherwise is this node's own from then on.
 
         Raises:
             Refused: As `ExpertHost.check_welcome`, or what it succeeds is in training.
             CorruptWeights: The weights are not its own.
             ModuleMeshError: As `fetch`.
         """
-        if uid in self.host.experts:
-            return self.host.get(uid)
-        self.host.check_welcome(uid)
-        fetched = await self.fetch(uid, source=source, progress=progress)
-        async with self._adopting:
-            if uid not in self.host.experts:
-                await self._host(fetched, Descent(round=fetched.advert.round, lineage=fetched.lineage))
-                self._tell(uid, "replica")
+        if uid not in self.host.experts:
+            self.host.check_welcome(uid)
+            fetched = await self.fetch(uid, source=source, progress=progress)
+            async with self.adopting:
+                if uid not in self.host.experts:
+                    descent = Descent(round=fetched.advert.round, lineage=fetched.lineage)
+                    await self._host(fetched, dataclasses.replace(descent, cause=PLACED) if placed else descent)
+                    self._tell(uid, "placed" if placed else "replica")
+        if not placed:
+            await self.host.keep(uid)
         return self.host.get(uid)
 
     async def fetch(self, uid: ExpertUid, *, source: PeerId | None = None, progress: Progress | None = None) -> Fetched:
@@ -150,7 +161,7 @@ class Replicas:
         """
         file = await self.compute.run_own(read_expert_file, data, self.mesh)
         advert, origin = file.advert, file.origin
-        async with self._adopting:
+        async with self.adopting:
             if advert.uid not in self.host.experts:
                 fetched = Fetched(advert, file.architecture, file.weights, file.lineage)
                 descent = Descent(cause=IMPORTED, round=advert.round, origin=origin, lineage=file.lineage)

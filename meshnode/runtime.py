@@ -1,6 +1,7 @@
 """A node's part in its mesh: everything that needs the mesh's spec and trunk, put together and run."""
 
 import asyncio
+import random
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -15,16 +16,20 @@ from meshnode.compute import Compute
 from meshnode.contributions import Contributions
 from meshnode.device import Device
 from meshnode.directory import Directory
+from meshnode.dropping import Dropping
 from meshnode.facade import Facade
 from meshnode.following import Following
 from meshnode.forgetting import Forgetting
+from meshnode.handover import HandOver
 from meshnode.home import Home
+from meshnode.hosted import HostedExpert
 from meshnode.hosting import ExpertHost
 from meshnode.inference import RoutedInference
 from meshnode.logs import get_logger
 from meshnode.mesh import Mesh
 from meshnode.migrations import Migrations
 from meshnode.pacing import Pacer
+from meshnode.placement import Placement, PlacementConfig
 from meshnode.replica_pulls import ReplicaPulls
 from meshnode.replicas import Replicas
 from meshnode.serving import Serving
@@ -44,6 +49,12 @@ __all__ = ["MeshRuntime", "contributions_of", "router_config"]
 
 COLLECT_GARBAGE_S = 60.0
 """Seconds between removals of generations and statistics that were superseded."""
+
+PLACED_WEIGHT = 2.0**-10
+"""Above 0, so that replicas of which none learns any more still come to one mean."""
+
+SLOT_REFRESHES = 3
+"""Of a turn of placement: one until an adoption is read of, and two for the adoption itself."""
 
 log = get_logger(__name__)
 
@@ -74,6 +85,30 @@ def averager_config(config: NodeConfig) -> AveragerConfig:
         weighting=average.weighting,
         min_drift=average.min_drift,
     )
+
+
+def placement_config(config: NodeConfig) -> PlacementConfig:
+    """How the settings say that this node takes part in placement; what is not served is nobody's replica."""
+    place = config.place
+    takes_in = place.enabled and config.serve.enabled
+    return PlacementConfig(
+        replicas=place.replicas,
+        room=place.room if takes_in else 0,
+        room_bytes=place.room_mib * 2**20,
+        slot_s=SLOT_REFRESHES * config.net.refresh_s,
+    )
+
+
+def weight_of(expert: HostedExpert, config: NodeConfig, num_samples: int) -> float:
+    """What a replica counts for in a mean: the samples it learned from here, or as much as any other.
+
+    One that is here by placement alone has learned nothing: as much as any other, it would draw a replica that is in
+    training half the way back in every round. Where parameters travel coded it counts all the same: what a code cannot
+    say is kept here times the others' weight over its own.
+    """
+    if expert.placed and config.average.compression == "none":
+        return PLACED_WEIGHT
+    return 1.0 if config.average.weighting == "uniform" else float(max(1, num_samples))
 
 
 def contributions_of(mesh: Mesh, state: State, compute: Compute) -> Contributions:
@@ -215,6 +250,36 @@ class MeshRuntime:
             teachers=tuple(teacher.name for teacher in config.train.teachers),
             telemetry=telemetry,
         )
+        self.dropping = Dropping(
+            host=self.host,
+            directory=self.directory,
+            averager=self.averager,
+            transport=transport,
+            timeout_s=config.net.call_timeout_s,
+            telemetry=telemetry,
+        )
+        self.placement = Placement(
+            me=transport.peer_id,
+            mesh=mesh,
+            state=state,
+            host=self.host,
+            directory=self.directory,
+            replicas=self.replicas,
+            dropping=self.dropping,
+            config=placement_config(config),
+            now_s=transport.now_s,
+            rng=random.Random(f"placement {transport.peer_id}"),  # noqa: S311 - nothing secret
+        )
+        self.handover = HandOver(
+            me=transport.peer_id,
+            host=self.host,
+            directory=self.directory,
+            advertiser=self.advertiser,
+            placement=self.placement,
+            telemetry=telemetry,
+        )
+        self._gone = False
+        """Whether nothing is served here any more."""
 
         self.facade: Facade | None = None
         if moe is not None and config.serve.enabled:
@@ -248,6 +313,8 @@ class MeshRuntime:
             services["trainer"] = self.trainer.run
         if self._config.preserve.follow:
             services["following"] = self.following.run
+        if self._config.place.enabled:
+            services["placement"] = self.placement.run
         if self._config.average.enabled:
             services["averager"] = self.averager.run
         if self.facade is not None:
@@ -269,8 +336,13 @@ class MeshRuntime:
         ledger = self._state.ledger
         return {"tasks": list(ledger.forgotten("task")), "peers": list(ledger.forgotten("peer"))}
 
+    async def hand_over(self) -> None:
+        """Serve what nobody else holds until somebody does, for a while; the services have ended."""
+        await self.handover.run(self._config.place.handover_s)
+
     async def leave(self) -> None:
-        """Tell the mesh that this node stops."""
+        """Tell the mesh that this node has stopped."""
+        self._gone = True
         await self.advertiser.publish(leaving=True)
 
     async def _keep_router(self) -> None:
@@ -279,6 +351,7 @@ class MeshRuntime:
             await self.directory.refreshed.wait()
             self.directory.refreshed.clear()
             self.following.look_again()
+            self.placement.look_again()
             await self.contributions.pull(self._puller, self.directory)
             await self.contributions.solve()
 
@@ -305,13 +378,11 @@ class MeshRuntime:
         await catch_up(uid, self.directory, self.host, self._puller, apply=self._apply_round)
 
     def _weight_of(self, uid: ExpertUid) -> float:
-        """What this node's replica counts for in a mean: the samples it learned from here, or as much as any other."""
-        if self._config.average.weighting == "uniform":
-            return 1.0
-        return float(max(1, self.contributions.own_samples(self._transport.peer_id, self.host.get(uid).classes)))
+        expert = self.host.get(uid)
+        return weight_of(expert, self._config, self.contributions.own_samples(self._transport.peer_id, expert.classes))
 
     def _describe(self, issued_at: float, expires_at: float, leaving: bool) -> PeerRecord:
-        hosted = self.host.experts.values() if self._config.serve.enabled else ()
+        hosted = self.host.experts.values() if self._config.serve.enabled and not self._gone else ()
         adverts = sorted((expert.advert() for expert in hosted), key=lambda advert: advert.uid)
         told = fitting(adverts)
         if len(told) < len(adverts):
@@ -329,4 +400,5 @@ class MeshRuntime:
             experts=told,
             contributions=self.contributions.index,
             withdrawals=self.contributions.withdrawals,
+            room_bytes=0 if leaving else self.placement.room_bytes,
         )

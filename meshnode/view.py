@@ -6,6 +6,7 @@ The daemon (`meshnode.node`) fills in the parts as they start; before that, answ
 import asyncio
 import os
 import time
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,8 @@ class NodeView:
         self.url = ""
         """Where this view is served."""
         self.stop_requested = asyncio.Event()
+        self.handed_over = asyncio.Event()
+        """Set when a stopping node waits for nobody any more."""
 
     @property
     def uptime_s(self) -> float:
@@ -132,6 +135,8 @@ class NodeView:
             "experts": self._experts(),
             "training": self.training(),
             "averaging": self.averaging(),
+            "placement": self._placement(),
+            "handover": self._handover(),
             "serving": {"enabled": self.config.serve.enabled, "queue": self.compute.waiting},
             "router": self._router(),
             "mqtt": self._mqtt(),
@@ -244,6 +249,17 @@ class NodeView:
         """Host the expert of a file."""
         return {"expert": hosted_document(await self._at_work().replicas.take(data, replace=replace))}
 
+    async def drop_expert(self, uid: str, *, force: bool) -> dict[str, Any]:
+        """Stop hosting a replica."""
+        runtime, gone = self._at_work(), ExpertUid(Digest(uid))
+        kept = runtime.host.find(gone)
+        if kept is None:
+            raise NoSuchPeerOrExpert(uid)
+        if kept.standing != "current":
+            raise not_current(kept)
+        await runtime.dropping.drop(gone, least_others=0 if force else 1, asked=True)
+        return {"uid": gone, "classes": list(kept.classes)}
+
     def migrate_expert(self, uid: str, request: MigrationRequest) -> dict[str, Any]:
         """Have a hosted expert carried over into another form."""
         return migration_document(self._at_work().migrations.order(ExpertUid(Digest(uid)), request))
@@ -302,11 +318,25 @@ class NodeView:
             self.stop_requested.set()
             self._events.emit("node_stopping")
 
+    async def handover(self, *, wait_s: float) -> dict[str, Any]:
+        """What a stopping node has handed over, and what not."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self.handed_over.wait()
+        return self._handover() | {"over": self.handed_over.is_set()}
+
+    def _handover(self) -> dict[str, Any]:
+        if self.runtime is None:
+            return {"under_way": False, "taken": {}, "left": [], "reason": None}
+        return self.runtime.handover.document()
+
     @property
     def reason(self) -> str:
         """Why the state is what it is, in words."""
         if self.runtime is not None:
-            return "stopping" if self.draining else "serving its mesh"
+            if self.draining:
+                return "handing over" if self.runtime.handover.under_way else "stopping"
+            return "serving its mesh"
         failed = [f"{state.address}: {state.error}" for state in self.bootstrap.states if state.error]
         if failed:
             return "no mesh yet, no bootstrap address answers: " + "; ".join(failed)
@@ -330,6 +360,20 @@ class NodeView:
             "retired": len(runtime.host.retired) if runtime else 0,
             "mesh": len(runtime.directory.current()) if runtime else 0,
             "left_out": left_out_documents(runtime) if runtime else [],
+        }
+
+    def _placement(self) -> dict[str, Any]:
+        """What there are too few replicas of in the mesh, and what is hosted here for that reason."""
+        runtime, place = self.runtime, self.config.place
+        return {
+            "enabled": place.enabled,
+            "replicas": place.replicas,
+            "placed": sum(expert.placed for expert in runtime.host.experts.values()) if runtime else 0,
+            "room_bytes": runtime.placement.room_bytes if runtime else 0,
+            "short": [
+                {"uid": short.uid, "replicas": short.num_holders, "reason": short.reason}
+                for short in (runtime.placement.shortages() if runtime else ())
+            ],
         }
 
     def _mqtt(self) -> dict[str, Any]:

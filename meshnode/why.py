@@ -87,7 +87,10 @@ def standing(status: Status) -> tuple[Reason, ...]:
 
 def _daemon(status: Status) -> Sequence[Reason]:
     if status.get("state") == "draining":
+        handover = status.get("handover") or {}
         why = "it was asked to stop and ends what is under way"
+        if handover.get("under_way"):
+            why = f"it hands over {_count(len(handover['left']), 'expert')} that no other node holds"
         return [Reason("daemon", "stopping", why, "`meshnode run` starts it again once it has ended.")]
     return [Reason("daemon", "running")]
 
@@ -216,6 +219,23 @@ def _averaging(status: Status) -> Sequence[Reason]:
     return [Reason("averaging", state, f"mostly because {meaning} ({abandoned[commonest]} times)", change)]
 
 
+def _replicas(status: Status) -> Sequence[Reason]:
+    """Experts that the mesh would lose with a node or two."""
+    if not status.get("mesh"):
+        return [Reason("replicas", "none yet", _AWAITS_MESH, _SEE_MESH)]
+    placement = _part(status, "placement")
+    short, wanted = placement.get("short") or [], placement.get("replicas")
+    if not short:
+        return [Reason("replicas", "not told of" if wanted is None else f"{wanted} or more of every expert")]
+    why = _named(
+        [f"expert {entry['uid'][:12]} has {_count(entry['replicas'], 'replica')}: {entry['reason']}" for entry in short]
+    )
+    change = (
+        "Let another node join, give the nodes more room (room and room_mib in [place]), or pull it at one of them."
+    )
+    return [Reason("replicas", f"{_count(len(short), 'expert')} with fewer than {wanted}", why, change)]
+
+
 def _serving(status: Status) -> Sequence[Reason]:
     serving = _part(status, "serving")
     if serving.get("enabled") is False:
@@ -306,6 +326,7 @@ _TELLERS = {
     "peers": _peers,
     "training": _training,
     "averaging": _averaging,
+    "replicas": _replicas,
     "serving": _serving,
     "routing": _routing,
     "device": _device,

@@ -53,6 +53,9 @@ class FakeNode:
     forgot: list[ForgetRequest] = field(default_factory=list)
     forgetting: dict[str, Any] = field(default_factory=dict)
     """What came of it."""
+    dropped: list[tuple[str, bool]] = field(default_factory=list)
+    num_holders: int = 2
+    handed_over: dict[str, Any] = field(default_factory=dict)
     rolled_back: list[str] = field(default_factory=list)
     line: list[dict[str, Any]] = field(default_factory=list)
     """The experts of every lineage."""
@@ -104,6 +107,8 @@ class FakeNode:
             "replicas": [replica],
             "local": True,
             "standing": "current",
+            "placed": False,
+            "holders": self.num_holders,
             "ancestors": [],
             "superseded_by": None,
             "parameters": 1234,
@@ -166,6 +171,11 @@ class FakeNode:
         self.imported.append((data, replace))
         return {"expert": {"uid": EXPERT, "classes": ["ankle boot", "bag"], "generation": 4, "weights": "ef" * 32}}
 
+    async def drop_expert(self, uid: str, *, force: bool) -> dict[str, Any]:
+        self._fail()
+        self.dropped.append((uid, force))
+        return {"uid": uid, "classes": ["ankle boot", "bag"]}
+
     def migrate_expert(self, uid: str, request: MigrationRequest) -> dict[str, Any]:
         self._fail()
         self.migrated.append((uid, request))
@@ -207,6 +217,9 @@ class FakeNode:
         blank: dict[str, Any] = {"dropped": [], "retired": [], "redistilled": [], "not_forgotten": []}
         asked = {"task": request.task, "peer": request.peer, "undo": request.undo, "dry_run": request.dry_run}
         return blank | asked | self.forgetting
+
+    async def handover(self, *, wait_s: float) -> dict[str, Any]:
+        return {"under_way": False, "over": True, "taken": {}, "left": [], "reason": None} | self.handed_over
 
     def request_shutdown(self) -> None:
         self.shutdowns += 1

@@ -59,11 +59,13 @@ FAST: Mapping[str, str] = {
     "MESHNODE_TRAIN__ROUND_STEPS": "30",
     "MESHNODE_TRAIN__CHECKPOINT_EVERY": "1ms",
     "MESHNODE_TRAIN__TEACHER_EPOCHS": "1",
+    "MESHNODE_PLACE__ENABLED": "false",
+    "MESHNODE_PLACE__HANDOVER": "0s",
     "MESHNODE_COMPUTE__DEVICE": "cpu",
     "MESHNODE_COMPUTE__THREADS": "1",
     "OMP_NUM_THREADS": "1",
 }
-"""Settings with which seconds do for what takes a mesh minutes."""
+"""Settings with which seconds do for what takes a mesh minutes; who holds what is the test's own choice."""
 
 PIXELS = 8
 """The digits' own size."""

@@ -28,6 +28,7 @@ from meshnode.blobs import BlobPuller
 from meshnode.compute import Compute
 from meshnode.contributions import Contributions
 from meshnode.directory import Directory
+from meshnode.dropping import Dropping
 from meshnode.forms import chosen_form
 from meshnode.handlers import Handlers
 from meshnode.home import Home
@@ -36,6 +37,7 @@ from meshnode.hosting import ExpertHost
 from meshnode.inference import RoutedInference
 from meshnode.mesh import MESH_SETTING, Mesh
 from meshnode.pacing import Pacer
+from meshnode.placement import Placement, PlacementConfig
 from meshnode.replicas import Replicas
 from meshnode.serving import Serving
 from meshnode.state.rows import Reached
@@ -67,7 +69,9 @@ __all__ = [
 torch.set_num_threads(1)  # as the daemon does; several spin against each other on a busy machine
 
 PIXELS = 16
+CALL_TIMEOUT_S = 5.0
 ROUTER = RouterConfig()
+NO_PLACEMENT = PlacementConfig(room=0)
 
 
 @cache
@@ -147,6 +151,8 @@ class MemoryNode:
     puller: BlobPuller
     replicas: Replicas
     averager: Averager
+    dropping: Dropping
+    placement: Placement
     handlers: Handlers
     inference: RoutedInference
     advertiser: Advertiser
@@ -193,7 +199,12 @@ async def announce_all(nodes: Iterable[MemoryNode]) -> None:
 
 @asynccontextmanager
 async def memory_node(
-    network: MemoryNetwork, name: str, folder: Path, *, averager: AveragerConfig | None = None
+    network: MemoryNetwork,
+    name: str,
+    folder: Path,
+    *,
+    averager: AveragerConfig | None = None,
+    place: PlacementConfig = NO_PLACEMENT,
 ) -> AsyncIterator[MemoryNode]:
     """A node on `network` whose home is below `folder`; it takes up what an earlier one of its name has left."""
     key = key_of(name)
@@ -204,7 +215,7 @@ async def memory_node(
             for blob in mesh_blobs():
                 state.blobs.put(blob)
             state.set_setting(MESH_SETTING, MESH.mesh_id)
-            node = _put_together(network, transport, state, compute, name, averager or AveragerConfig())
+            node = _put_together(network, transport, state, compute, name, averager or AveragerConfig(), place)
             await node.host.load()
             await node.contributions.load(now_s=network.now_s)
             yield node
@@ -215,26 +226,32 @@ async def memory_node(
 
 @asynccontextmanager
 async def memory_nodes(
-    network: MemoryNetwork, names: Sequence[str], folder: Path, *, averager: AveragerConfig | None = None
+    network: MemoryNetwork,
+    names: Sequence[str],
+    folder: Path,
+    *,
+    averager: AveragerConfig | None = None,
+    place: PlacementConfig = NO_PLACEMENT,
 ) -> AsyncIterator[tuple[MemoryNode, ...]]:
     """Several nodes, in the order of `names`."""
     if not names:
         yield ()
         return
     async with (
-        memory_node(network, names[0], folder, averager=averager) as first,
-        memory_nodes(network, names[1:], folder, averager=averager) as others,
+        memory_node(network, names[0], folder, averager=averager, place=place) as first,
+        memory_nodes(network, names[1:], folder, averager=averager, place=place) as others,
     ):
         yield (first, *others)
 
 
-def _put_together(
+def _put_together(  # noqa: PLR0917 - in the order in which they are made
     network: MemoryNetwork,
     transport: MemoryTransport,
     state: State,
     compute: Compute,
     name: str,
     averager_config: AveragerConfig,
+    place: PlacementConfig,
 ) -> MemoryNode:
     directory = Directory(transport, MESH.mesh_id, refresh_s=60.0, objection=MESH.objection_to)
     host = ExpertHost(state, compute, now_s=transport.now_s)
@@ -242,7 +259,7 @@ def _put_together(
         state, compute, MESH.mesh_id, ROUTER, feature_dim=MESH.spec.feature_dim, fingerprint=MESH.fingerprint
     )
 
-    puller = BlobPuller(transport, state.blobs, timeout_s=5.0)
+    puller = BlobPuller(transport, state.blobs, timeout_s=CALL_TIMEOUT_S)
     replicas = Replicas(mesh=MESH, state=state, host=host, directory=directory, puller=puller, compute=compute)
 
     async def apply(uid: ExpertUid, averaged: Averaged, number: int) -> None:
@@ -262,10 +279,26 @@ def _put_together(
             experts=tuple(sorted((expert.advert() for expert in host.experts.values()), key=lambda advert: advert.uid)),
             contributions=contributions.index,
             withdrawals=contributions.withdrawals,
+            room_bytes=placement.room_bytes,
         )
 
     hooks = Hooks(apply=apply, catch_up=behind, weight=lambda uid: 1.0, pacer=Pacer(None))
     averager = Averager(transport, directory, host, averager_config, hooks)
+    dropping = Dropping(
+        host=host, directory=directory, averager=averager, transport=transport, timeout_s=CALL_TIMEOUT_S
+    )
+    placement = Placement(
+        me=transport.peer_id,
+        mesh=MESH,
+        state=state,
+        host=host,
+        directory=directory,
+        replicas=replicas,
+        dropping=dropping,
+        config=place,
+        now_s=transport.now_s,
+        rng=random.Random(name),
+    )
     inference = RoutedInference(MESH, lambda: contributions.view, directory, transport, compute, host)
     handlers = Handlers(state.blobs, transport.peer_id, name, transport.now_s)
     handlers.attach(MESH, Serving(MESH.spec.feature_dim, host, inference, compute), averager)
@@ -283,6 +316,8 @@ def _put_together(
         puller=puller,
         replicas=replicas,
         averager=averager,
+        dropping=dropping,
+        placement=placement,
         handlers=handlers,
         inference=inference,
         advertiser=Advertiser(

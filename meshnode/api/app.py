@@ -101,6 +101,10 @@ def _read_routes(service: NodeService) -> APIRouter:
     async def averaging() -> JsonResponse:
         return document("averaging", service.averaging())
 
+    @routes.get("/handover")
+    async def handover(wait_s: Annotated[float, Query(ge=0, le=60)] = 0.0) -> JsonResponse:
+        return document("handover", await service.handover(wait_s=wait_s))
+
     @routes.get("/config")
     async def config() -> JsonResponse:
         return document("config", service.settings())

@@ -1,4 +1,4 @@
-"""The API's routes for replicas that come from elsewhere or go there: pulled, exported, imported."""
+"""The API's routes for replicas that come, go and travel: pulled, dropped, exported, imported."""
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -23,6 +23,10 @@ def replica_routes(service: NodeService) -> APIRouter:
     @routes.get("/experts/{uid}/pull")
     async def pulled(uid: str) -> JsonResponse:
         return document("expert-pull", service.expert_pull(uid))
+
+    @routes.post("/experts/{uid}/drop")
+    async def drop(uid: str, *, force: bool = False) -> JsonResponse:
+        return document("expert-drop", await service.drop_expert(uid, force=force))
 
     @routes.get("/experts/{uid}/file")
     async def export(uid: str) -> Response:

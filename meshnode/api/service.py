@@ -118,6 +118,20 @@ class NodeService(Protocol):
         """
         ...
 
+    async def drop_expert(self, uid: str, *, force: bool) -> Document:
+        """Stop hosting a replica; it does not come back by placement for some hours.
+
+        Args:
+            uid: The expert's, in full.
+            force: Whether also the last replica that answers in the mesh may go.
+
+        Raises:
+            NoSuchPeerOrExpert: It is not hosted here.
+            NodeError: It is the last one, is in training, or is kept as retired or declined.
+            ModuleMeshError: The node belongs to no mesh yet, or is stopping.
+        """
+        ...
+
     def migrate_expert(self, uid: str, request: MigrationRequest) -> Document:
         """Have an expert that is hosted here carried over into another form; returns at once, with how far it is.
 
@@ -171,6 +185,10 @@ class NodeService(Protocol):
             NodeError: The task or the peer is not known, or the trainer ended meanwhile.
             ModuleMeshError: The node belongs to no mesh yet, or is stopping.
         """
+        ...
+
+    async def handover(self, *, wait_s: float) -> Document:
+        """What a node that stops has handed over to others, and what not; waits until that is ``over``, or so long."""
         ...
 
     def request_shutdown(self) -> None:

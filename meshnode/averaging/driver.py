@@ -144,7 +144,9 @@ class RoundDriver:
         return result
 
     def feed(self, event: Event) -> None:
-        """Tell the round what happened, and do at once what it asks for."""
+        """Tell the round what happened, and do at once what it asks for; nothing once `run` was cancelled."""
+        if self._result.cancelled():  # this node stops, and members do not know it yet
+            return
         self._perform(self.round.handle(event, time.monotonic()))
 
     def _perform(self, actions: list[Action]) -> None:

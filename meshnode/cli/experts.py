@@ -10,6 +10,7 @@ from rich.text import Text
 
 from meshnode.cli.choosing import single_expert
 from meshnode.cli.expert_align import align_expert
+from meshnode.cli.expert_drop import drop_expert
 from meshnode.cli.expert_files import export_expert, import_expert
 from meshnode.cli.expert_lineage import show_lineage
 from meshnode.cli.expert_migrate import migrate_expert, roll_back_expert
@@ -40,19 +41,34 @@ def list_experts(
     document = session.client().get("experts", {"scope": "local" if local else "mesh"})
     columns = ("EXPERT", "KIND", "CLASSES", "PARAMETERS", "HERE", "REPLICAS (GENERATION)")
     session.output.result(document, listing(columns, [_row(expert) for expert in document["experts"]]))
+    if single := [expert["uid"][:12] for expert in document["experts"] if _is_single(expert)]:
+        held = ", ".join(single)
+        session.output.note(f"At one node only, and lost with it: {held}. `meshnode why replicas` tells why.")
     if not document["experts"]:
         session.output.note("No experts yet. A node makes them from a folder of task files: `meshnode run --data DIR`.")
 
 
+def _is_single(expert: Mapping[str, Any]) -> bool:
+    """Whether the mesh would lose it with one node; of one that was succeeded, the successor counts."""
+    return expert.get("holders") in {0, 1} and expert["superseded_by"] is None and bool(expert["replicas"])
+
+
 def _row(expert: dict[str, Any]) -> Sequence[object]:
-    replicas = (f"{replica['name']} ({replica['generation']})" for replica in expert["replicas"])
     return (
         expert["uid"][:12],
         expert["kind"],
         ", ".join(expert["classes"]),
         expert["parameters"],
         "yes" if expert["local"] else expert["standing"] or "no",
-        ", ".join(replicas),
+        _replicas(expert),
+    )
+
+
+def _replicas(expert: Mapping[str, Any]) -> str:
+    """Who holds it at which generation."""
+    return ", ".join(
+        f"{replica['name']} ({replica['generation']}{', leaving' if replica.get('leaving') else ''})"
+        for replica in expert["replicas"]
     )
 
 
@@ -92,6 +108,7 @@ def show_expert(
 
 
 experts.command("pull")(pull_expert)
+experts.command("drop")(drop_expert)
 experts.command("export")(export_expert)
 experts.command("import")(import_expert)
 experts.command("align")(align_expert)
@@ -117,13 +134,13 @@ def _own_part(measured: Mapping[str, Any] | None, uid: str) -> dict[str, Any] | 
 def _facts(document: Mapping[str, Any]) -> list[tuple[str, object]]:
     expert, own, mesh = document["expert"], document["specialization"], document["mesh"]
     config = ", ".join(f"{name} {value}" for name, value in expert["config"].items())
-    replicas = ", ".join(f"{replica['name']} ({replica['generation']})" for replica in expert["replicas"])
     lines: list[tuple[str, object]] = [
         ("expert", expert["uid"]),
         ("form", f"{expert['kind']}: {config}"),
         ("classes", ", ".join(expert["classes"])),
         ("parameters", expert["parameters"]),
-        ("replicas", f"{replicas}{', one of them here' if expert['local'] else ''}"),
+        ("replicas", f"{_replicas(expert)}{_here(expert)}"),
+        *([("single", "lost with that node; `meshnode why replicas` tells why")] if _is_single(expert) else []),
     ]
     if own is None:
         return [*lines, ("gates", "not measured yet")]
@@ -137,6 +154,12 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("I(E;C)", f"{mesh['mutual_information_nats']:.3f} nats over {len(mesh['experts'])} experts"),
         *([("plot", document["plot"])] if document["plot"] else []),
     ]
+
+
+def _here(expert: Mapping[str, Any]) -> str:
+    if not expert["local"]:
+        return ""
+    return ", one of them here" + (" by placement" if expert.get("placed") else "")
 
 
 def _table(measured: Mapping[str, Any] | None) -> list[Any]:

@@ -49,6 +49,11 @@ _TEMPLATE = """\
 # machine; the experts learned from them and each class's feature statistics do.
 # data = "/path/to/tasks"
 
+[place]
+# Host some experts of other nodes, so that none is lost with the node that has it: so many, of so many MiB in all.
+# room = 16
+# room_mib = 256
+
 [api]
 # The local HTTP API; port 0 takes any free one.
 # listen = "127.0.0.1:0"

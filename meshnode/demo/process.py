@@ -27,8 +27,11 @@ PACE = {
     "MESHNODE_AVERAGE__EVERY": "2s",
     "MESHNODE_AVERAGE__TIMEOUT": "1500ms",
     "MESHNODE_TRAIN__ROUND_STEPS": "250",
+    "MESHNODE_PLACE__ENABLED": "false",
+    "MESHNODE_PLACE__HANDOVER": "0s",
 }
-"""A demo is watched: everything that a real mesh does every few seconds happens several times as often."""
+"""A demo is watched: everything that a real mesh does every few seconds happens several times as often. Who holds what
+is part of its story, and who is killed has to find it as it was."""
 
 
 class DemoFailed(NodeError):

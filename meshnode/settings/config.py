@@ -28,6 +28,7 @@ from meshnode.settings.sections import (
     MqttSection,
     NetSection,
     NodeSection,
+    PlaceSection,
     PreserveSection,
     PrivacySection,
     ServeSection,
@@ -63,6 +64,7 @@ class NodeConfig(BaseModel):
     average: AverageSection = Field(default_factory=AverageSection)
     preserve: PreserveSection = Field(default_factory=PreserveSection)
     privacy: PrivacySection = Field(default_factory=PrivacySection)
+    place: PlaceSection = Field(default_factory=PlaceSection)
     serve: ServeSection = Field(default_factory=ServeSection)
     api: ApiSection = Field(default_factory=ApiSection)
     mqtt: MqttSection = Field(default_factory=MqttSection)

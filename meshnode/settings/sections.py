@@ -31,6 +31,7 @@ __all__ = [
     "MqttSection",
     "NetSection",
     "NodeSection",
+    "PlaceSection",
     "PreserveSection",
     "PrivacySection",
     "ServeSection",
@@ -371,6 +372,26 @@ class PrivacySection(_Section):
     the mesh's spec no statistics are published then. Unless set, there is no noise."""
     delta: float = Field(default=1e-6, gt=0, le=0.1)
     """Of the same; well below one over the number of samples."""
+
+
+class PlaceSection(_Section):
+    """How the mesh is kept from losing an expert with the node that holds it."""
+
+    enabled: bool = True
+    """Host experts of which the mesh has too few replicas, without being asked to, and drop those again of which it
+    has too many. Without it this node hosts what it learns and what ``meshnode experts pull`` brings."""
+    replicas: int = Field(default=2, ge=1, le=16)
+    """How many replicas of each expert the mesh is to have. The same at all nodes of a mesh."""
+    room: int = Field(default=16, ge=0, le=64)
+    """Most experts that are hosted only for that reason; 0 takes in none. They are served like any other; in averaging
+    they count for next to nothing, as they have learned nothing here."""
+    room_mib: int = Field(default=256, ge=0, le=1_000_000)
+    """Most MiB of parameters of these experts together; 0 takes in none."""
+    handover_s: Annotated[float, Field(ge=0, le=_DAY_S), BeforeValidator(_seconds)] = Field(
+        default=20.0, alias="handover"
+    )
+    """How long a node that stops goes on serving an expert that nobody else holds, until another node has taken it
+    over; ``0s`` stops at once. With nobody who could, it does not wait. A second signal ends it in any case."""
 
 
 class ServeSection(_Section):

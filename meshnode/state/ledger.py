@@ -10,7 +10,7 @@ import errno
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -32,7 +32,7 @@ from protocol.identifiers import ExpertUid, PeerId
 
 __all__ = ["Ledger", "SCHEMA_VERSION"]
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 
 _FORGETTING: Final = (
     """CREATE TABLE withdrawals (
@@ -59,9 +59,11 @@ _SCHEMA: Final = (
         origin TEXT,                -- digest; NULL for the initial weights
         ancestors TEXT NOT NULL DEFAULT '[]', -- JSON array of uids, the oldest first
         lineage TEXT,               -- digest; NULL without ancestors
-        standing TEXT NOT NULL DEFAULT 'current'
+        standing TEXT NOT NULL DEFAULT 'current',
+        placed INTEGER NOT NULL DEFAULT 0
     ) STRICT""",
     "CREATE TABLE declined (uid TEXT PRIMARY KEY) STRICT",
+    "CREATE TABLE dropped (uid TEXT PRIMARY KEY, at REAL NOT NULL) STRICT",  # Unix seconds
     """CREATE TABLE generations (
         uid TEXT NOT NULL REFERENCES experts (uid) ON DELETE CASCADE,
         number INTEGER NOT NULL,
@@ -106,11 +108,15 @@ _UPGRADES: Final = (
         "CREATE TABLE declined (uid TEXT PRIMARY KEY) STRICT",
     ),
     ("ALTER TABLE generations ADD COLUMN tasks TEXT", *_FORGETTING),
+    (
+        "ALTER TABLE experts ADD COLUMN placed INTEGER NOT NULL DEFAULT 0",
+        "CREATE TABLE dropped (uid TEXT PRIMARY KEY, at REAL NOT NULL) STRICT",
+    ),
 )
 """From each version to the next, the first one's first; a column that is added stands where a new ledger has it."""
 
 
-_INSERT_EXPERT: Final = "INSERT INTO experts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_EXPERT: Final = "INSERT INTO experts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class Ledger:
@@ -180,6 +186,29 @@ class Ledger:
         """Host an expert. One that is hosted stays as it is: its uid stands for all that is written here."""
         with self._transaction() as db:
             db.execute(f"{_INSERT_EXPERT} ON CONFLICT DO NOTHING", _expert_values(expert))
+            db.execute("DELETE FROM dropped WHERE uid = ?", (expert.uid,))
+
+    def keep(self, uid: ExpertUid) -> None:
+        """Host an expert for a reason of this node's own from now on, whatever the mesh has of it."""
+        with self._transaction() as db:
+            db.execute("UPDATE experts SET placed = 0 WHERE uid = ?", (uid,))
+
+    def drop(self, uids: Iterable[ExpertUid], *, at: float | None) -> None:
+        """Forget experts with all their generations, all at once.
+
+        Args:
+            uids: Those hosted here.
+            at: When they were unwanted, in Unix seconds, which is remembered; None if they may come back.
+        """
+        with self._transaction() as db:
+            for uid in uids:
+                db.execute("DELETE FROM experts WHERE uid = ?", (uid,))
+                if at is not None:
+                    db.execute("INSERT OR REPLACE INTO dropped VALUES (?, ?)", (uid, at))
+
+    def dropped(self) -> dict[ExpertUid, float]:
+        """When each expert was dropped that was unwanted and has not been hosted since, in Unix seconds."""
+        return {row["uid"]: row["at"] for row in self._rows("SELECT * FROM dropped")}
 
     def succeed(self, old: ExpertUid, expert: ExpertRow, generation: Generation) -> Generation:
         """Have an expert take another one's place, all at once.
@@ -199,12 +228,13 @@ class Ledger:
             self._change_standing(db, old, "current", "retired")
             db.execute(
                 f"{_INSERT_EXPERT} ON CONFLICT DO UPDATE SET origin = excluded.origin, lineage = excluded.lineage, "
-                "standing = excluded.standing",
+                "standing = excluded.standing, placed = excluded.placed",
                 _expert_values(expert),
             )
             written = _write_generation(db, generation, inherits=False)
             db.execute("DELETE FROM generations WHERE uid = ? AND number < ?", (expert.uid, written.number))
             db.execute("DELETE FROM declined WHERE uid = ?", (expert.uid,))
+            db.execute("DELETE FROM dropped WHERE uid = ?", (expert.uid,))
         return written
 
     def start_over(self, generation: Generation) -> Generation:
@@ -220,11 +250,6 @@ class Ledger:
             written = _write_generation(db, generation, inherits=False)
             db.execute("DELETE FROM generations WHERE uid = ? AND number < ?", (written.uid, written.number))
         return written
-
-    def erase_expert(self, uid: ExpertUid) -> None:
-        """Keep nothing of an expert; nothing to do if it is not hosted."""
-        with self._transaction() as db:
-            db.execute("DELETE FROM experts WHERE uid = ?", (uid,))
 
     def roll_back(self, uid: ExpertUid, to: ExpertUid) -> None:
         """Have a retired expert take its place back from its successor, which is declined, all at once.
@@ -263,6 +288,7 @@ class Ledger:
                 ancestors=tuple(json.loads(row["ancestors"])),
                 lineage=row["lineage"],
                 standing=row["standing"],
+                placed=bool(row["placed"]),
             )
             for row in self._rows("SELECT * FROM experts ORDER BY uid")
         )
@@ -433,7 +459,7 @@ class Ledger:
                 raise StateUnreadable(self._path, str(exc)) from exc
 
 
-def _expert_values(expert: ExpertRow) -> tuple[str | None, ...]:
+def _expert_values(expert: ExpertRow) -> tuple[str | bool | None, ...]:
     return (
         expert.uid,
         expert.kind,
@@ -443,6 +469,7 @@ def _expert_values(expert: ExpertRow) -> tuple[str | None, ...]:
         _to_json(expert.ancestors),
         expert.lineage,
         expert.standing,
+        expert.placed,
     )
 
 

@@ -43,6 +43,8 @@ class ExpertRow:
     lineage: Digest | None = None
     """Of the blob that says how; None without ancestors."""
     standing: Standing = "current"
+    placed: bool = False
+    """Whether it is hosted only because the mesh had too few replicas of it: then it may be given back."""
 
     @property
     def kind(self) -> str:
@@ -68,7 +70,7 @@ class Generation:
     """Of the blob with the weights."""
     cause: str
     """What made it: "initial", "adopted", "imported", "trained", "averaged", "pulled", "migrated",
-    "followed", "redistilled"."""
+    "followed", "placed", "redistilled"."""
     parent: Digest | None
     """Weights it was made from; None for the first."""
     created_at: float

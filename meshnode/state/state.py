@@ -99,7 +99,7 @@ class State:
                 self.ledger.set_setting(key, digest or "")
             return digest
 
-    def add_expert(
+    def add_expert(  # noqa: PLR0913 - a row, field by field
         self,
         uid: ExpertUid,
         *,
@@ -108,6 +108,7 @@ class State:
         origin: Digest | None = None,
         ancestors: tuple[ExpertUid, ...] = (),
         lineage: bytes | None = None,
+        placed: bool = False,
     ) -> None:
         """Host an expert from now on; nothing to do if it is hosted already.
 
@@ -118,6 +119,7 @@ class State:
             origin: Of weights that its own descend from, if not from the initial ones.
             ancestors: The experts that it succeeds, the oldest first.
             lineage: The document that says how; None without ancestors.
+            placed: Whether it is hosted only because the mesh had too few replicas of it.
         """
         digest = None if lineage is None else self.blobs.put(lineage)
         self.ledger.add_expert(
@@ -128,8 +130,27 @@ class State:
                 origin=origin,
                 ancestors=ancestors,
                 lineage=digest,
+                placed=placed,
             )
         )
+
+    def keep(self, uid: ExpertUid) -> None:
+        """Host an expert for a reason of this node's own from now on, whatever the mesh has of it."""
+        self.ledger.keep(uid)
+
+    def drop(self, uids: Sequence[ExpertUid], *, unwanted_at: float | None) -> None:
+        """Stop hosting experts; a kill leaves all of them or none. Their blobs are garbage from then on.
+
+        Args:
+            uids: Those hosted here.
+            unwanted_at: Unix seconds to remember them with, so that they do not come back by themselves; None for those
+                that may.
+        """
+        with self._changing:
+            self._superseded |= {digest for uid in uids for digest in self._named_by(uid)}
+            self.ledger.drop(uids, at=unwanted_at)
+            for uid in uids:
+                self._held.pop(uid, None)
 
     def hosted_experts(self) -> tuple[ExpertRow, ...]:
         """All experts kept here, retired and declined ones too, sorted by uid."""
@@ -287,13 +308,6 @@ class State:
             self._held[uid] = generation.digest
             self._superseded |= before
             return generation
-
-    def erase_expert(self, uid: ExpertUid) -> None:
-        """Keep nothing of an expert; its weights go with the next `collect_garbage`, and it may be hosted anew."""
-        with self._changing:
-            self._superseded |= self._named_by(uid)
-            self.ledger.erase_expert(uid)
-            self._held.pop(uid, None)
 
     def current(self, uid: ExpertUid) -> Generation | None:
         """The expert's newest generation whose weights are whole on the disk; each one passed over is logged.

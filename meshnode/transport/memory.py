@@ -38,7 +38,8 @@ class MemoryNetwork:
         self._islands: list[frozenset[PeerId]] = []
 
     def partition(self, *islands: frozenset[PeerId]) -> None:
-        """Only peers of one island reach each other; a peer in none is alone. No islands heal the network."""
+        """Only peers of one island reach each other and find each other's records; a peer in none is alone. No islands
+        heal the network."""
         self._islands = list(islands)
 
     def join(self, peer_id: PeerId) -> "MemoryTransport":
@@ -50,8 +51,10 @@ class MemoryNetwork:
         self._nodes.pop(peer_id, None)
 
     def _reachable(self, a: PeerId, b: PeerId) -> bool:
-        together = not self._islands or any(a in island and b in island for island in self._islands)
-        return together and a in self._nodes and b in self._nodes
+        return self._together(a, b) and a in self._nodes and b in self._nodes
+
+    def _together(self, a: str, b: str) -> bool:
+        return not self._islands or a == b or any(a in island and b in island for island in self._islands)
 
     async def _deliver(self, sender: PeerId, receiver: PeerId, frame: EncodedFrame, *, wait_s: float) -> EncodedFrame:
         if not self._reachable(sender, receiver):
@@ -74,9 +77,12 @@ class MemoryNetwork:
         held[subkey] = (value, expires_at)
         return True
 
-    def _find(self, key: str) -> dict[str, bytes]:
-        held = self._records.get(key, {})
-        return {subkey: value for subkey, (value, expires_at) in held.items() if expires_at > self.now_s}
+    def _find(self, reader: PeerId, key: str) -> dict[str, bytes]:
+        return {
+            subkey: value
+            for subkey, (value, expires_at) in self._records.get(key, {}).items()
+            if expires_at > self.now_s and self._together(reader, subkey)
+        }
 
 
 class MemoryTransport:
@@ -155,7 +161,7 @@ class MemoryTransport:
         return self._network._store(key, subkey, value, expires_at)
 
     async def lookup(self, key: str) -> Mapping[str, bytes]:
-        return self._network._find(key)
+        return self._network._find(self._peer_id, key)
 
     async def wait_failed(self) -> str:
         await asyncio.Event().wait()

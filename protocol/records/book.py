@@ -1,5 +1,6 @@
 """The mesh as one node knows it: the newest record of every peer, without I/O and without a clock."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from protocol import limits
@@ -55,8 +56,15 @@ class RecordBook:
 
     def live(self, now_s: float) -> tuple[PeerRecord, ...]:
         """The records whose lease holds at ``now_s`` and whose peers are not leaving, sorted by peer id."""
+        return tuple(record for record in self._held(now_s) if not record.leaving)
+
+    def leaving(self, now_s: float) -> tuple[PeerRecord, ...]:
+        """The records whose lease holds at ``now_s`` and whose peers say that they leave, sorted by peer id."""
+        return tuple(record for record in self._held(now_s) if record.leaving)
+
+    def _held(self, now_s: float) -> Iterator[PeerRecord]:
         records = (self._pages[peer_id].record for peer_id in sorted(self._pages))
-        return tuple(record for record in records if record.expires_at > now_s and not record.leaving)
+        return (record for record in records if record.expires_at > now_s)
 
     def forget_expired(self, now_s: float) -> None:
         """Drops the records that nothing can be replayed against any more."""

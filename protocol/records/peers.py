@@ -76,13 +76,15 @@ class PeerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     issued_at: MomentField
     expires_at: MomentField
     leaving: bool
-    """The peer is stopping: don't call it, don't count on it in a round."""
+    """The peer is stopping: don't count on it. What it still advertises it hands over, and serves meanwhile."""
     experts: Annotated[tuple[ExpertAdvert, ...], msgspec.Meta(max_length=limits.MAX_EXPERTS_PER_RECORD)]
     contributions: DigestField | None
     """Of the blob that lists the signed router contributions this peer holds; None while it holds none."""
     withdrawals: DigestField | None = None
     """Of the blob that lists the signed withdrawals of such contributions that it knows of; None while it knows of
     none. A list of its own: a reader that knows of no withdrawals still reads the other one."""
+    room_bytes: CounterField = 0
+    """Bytes of other peers' experts that it would still take in (`protocol.placement`)."""
 
 
 def fitting(adverts: Iterable[ExpertAdvert]) -> tuple[ExpertAdvert, ...]:

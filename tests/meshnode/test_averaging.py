@@ -35,6 +35,7 @@ from protocol.messages import (
     RoundId,
     RoundOutcome,
     RoundOutcomeQuery,
+    RoundProposal,
 )
 
 
@@ -301,6 +302,21 @@ async def test_an_ended_round_is_still_answered_for_and_an_unheard_one_is_unknow
         assert await say(a, b.peer_id, RoundAttestation(round=ended, full=True)) == Ack()
         unknown = RoundOutcome(round=unheard, outcome="unknown")
         assert await say(a, b.peer_id, RoundAttestation(round=unheard, full=True)) == unknown
+
+
+async def test_a_member_that_was_stopped_in_mid_round_still_answers_the_others(tmp_path: Path) -> None:
+    async with group(tmp_path, "ab", PATIENT) as (uid, (a, b)):
+        await a.learn(uid, seed=1)
+        number = round_number((a, b))
+        stopped = asyncio.create_task(a.averager.run_round(number))
+        while not a.averager._drivers:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        stopped.cancel()
+        await asyncio.gather(stopped, return_exceptions=True)
+        # What b says would end the attempt that nobody carries through any more.
+        proposal = proposal_of(b, RoundId(uid, number, 0), [a.peer_id, b.peer_id], ready=False)
+        assert isinstance(await say(a, b.peer_id, proposal), RoundProposal)
 
 
 async def test_a_stranger_cannot_end_a_round(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def test_the_settings_written_are_the_defaults(tmp_path: Path) -> None:
         "net": {},
         "compute": {},
         "train": {},
+        "place": {},
         "api": {},
         "mqtt": {},
         "log": {},

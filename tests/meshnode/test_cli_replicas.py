@@ -176,3 +176,34 @@ def test_a_home_that_a_silent_daemon_holds_is_left_alone(tmp_path: Path) -> None
     assert (ended.code, ended.document["error"]["code"]) == (ExitCode.ALREADY_RUNNING, "already_running")
     ended = meshnode("--home", home.path, "--api", "http://127.0.0.1:9", "--json", "experts", "import", path)
     assert ended.code != 0  # a daemon was named, so the home is not this command's to open
+
+
+def test_a_replica_is_dropped_by_the_beginning_of_its_uid_and_its_last_one_by_force(home: Home, node: FakeNode) -> None:
+    dropped = meshnode("--home", home.path, "experts", "drop", EXPERT[:6])
+    assert (dropped.code, dropped.out) == (0, "abababababab is hosted here no more; it answers for ankle boot, bag\n")
+    assert meshnode("--home", home.path, "experts", "drop", EXPERT, "--force").code == 0
+    assert node.dropped == [(EXPERT, False), (EXPERT, True)]
+    node.failure = Refused("no other peer holds a replica", hint="--force")
+    refused = meshnode("--home", home.path, "--json", "experts", "drop", EXPERT)
+    assert (refused.code, refused.document["error"]["code"]) == (ExitCode.REFUSED, "refused")
+    elsewhere = meshnode("--home", home.path, "--json", "experts", "drop", "1212")
+    assert elsewhere.code == ExitCode.NO_SUCH_PEER_OR_EXPERT, "it is hosted, but not here"
+
+
+def test_experts_at_one_node_only_are_warned_of(home: Home, node: FakeNode) -> None:
+    assert "one node only" not in meshnode("--home", home.path, "experts", "ls").err
+    node.num_holders = 1
+    assert "At one node only, and lost with it: abababababab, 121212121212." in (
+        meshnode("--home", home.path, "experts", "ls").err
+    )
+    assert "lost with that node" in meshnode("--home", home.path, "experts", "show", EXPERT).out
+
+
+def test_stop_says_what_was_taken_over_and_what_was_not(home: Home, node: FakeNode) -> None:
+    node.handed_over = {"taken": {EXPERT: "calm-fox"}, "left": ["12" * 32], "reason": "no peer has room"}
+    stopped = meshnode("--home", home.path, "stop")
+    assert (stopped.code, node.shutdowns) == (0, 1)
+    assert "abababababab was taken over by calm-fox" in stopped.out
+    assert "121212121212 was not taken over: no peer has room" in stopped.out
+    told = meshnode("--home", home.path, "--json", "stop").document["handover"]
+    assert (told["left"], told["reason"]) == (["12" * 32], "no peer has room")

@@ -101,10 +101,27 @@ async def test_a_peer_is_gone_when_its_lease_ends_or_it_says_that_it_leaves() ->
     assert len(directory.records()) == 2
     network.now_s += 10
     assert [live.peer_id for live in directory.records()] == [B.peer_id]
-    await publish(network, B, record(B, network, advert(FIRST, "0"), leaving=True))
+    await publish(network, B, record(B, network, leaving=True))
     await directory.refresh()
     assert directory.records() == ()
     assert not directory.experts()
+
+
+async def test_what_a_leaving_peer_hands_over_is_listed_until_another_one_has_it() -> None:
+    network = memory_network()
+    directory = directory_on(network)
+    await publish(network, A, record(A, network, advert(FIRST, "0"), advert(SECOND, "1"), leaving=True))
+    await publish(network, B, record(B, network, advert(SECOND, "1")))
+    await directory.refresh()
+    assert [live.peer_id for live in directory.records()] == [B.peer_id]
+    listings = directory.experts()
+    assert [(held.peer_id, held.leaving) for held in listings[FIRST].replicas] == [(A.peer_id, True)]
+    assert [(held.peer_id, held.leaving) for held in listings[SECOND].replicas] == [(B.peer_id, False)]
+    assert (listings[FIRST].holders, listings[SECOND].holders) == (set(), {B.peer_id})
+    network.now_s += 1
+    await publish(network, B, record(B, network, advert(FIRST, "0"), advert(SECOND, "1")))
+    await directory.refresh()
+    assert directory.experts()[FIRST].holders == {B.peer_id}
 
 
 async def test_peers_that_come_and_go_are_told_of_and_the_node_itself_is_not() -> None:

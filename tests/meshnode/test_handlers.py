@@ -160,6 +160,17 @@ async def test_messages_about_rounds_reach_the_averager(tmp_path: Path) -> None:
         assert (await a.handlers(PEER, Frame(words))).message == RoundTalkReply((unknown, unknown))
 
 
+async def test_a_node_that_hands_over_takes_part_in_no_round_and_answers_all_else(tmp_path: Path) -> None:
+    async with memory_node(memory_network(), "a", tmp_path) as a:
+        uid = (await a.spawn("0", "1")).uid
+        a.handlers.leave_rounds()
+        with pytest.raises(NotReady):
+            await a.handlers(PEER, Frame(RoundTalk((RoundOutcomeQuery(round=RoundId(uid, 3, 0)),))))
+        question = Frame(Forward(experts=(uid,)), {"features": FEATURES})
+        a.handlers.admit(PEER, announced(question), 5.0)
+        assert isinstance((await a.handlers(PEER, question)).message, ForwardReply)
+
+
 async def test_parts_are_let_in_by_their_header(tmp_path: Path) -> None:
     async with memory_node(memory_network(), "a", tmp_path) as a:
         expert = await a.spawn("0", "1")

@@ -179,7 +179,7 @@ def test_a_generation_has_the_tasks_of_all_before_it_until_one_starts_over(ledge
     over = ledger.start_over(dataclasses.replace(BARE, tasks=("c",)))
     assert (over.number, over.tasks) == (6, ("c",))
     assert ledger.generations(UID) == (over,)
-    ledger.erase_expert(UID)
+    ledger.drop([UID], at=None)
     assert (ledger.experts(), ledger.generations(UID)) == ((), ())
 
 
@@ -235,6 +235,7 @@ ADDED = {
         "DROP TABLE declined",
     ),
     4: ("ALTER TABLE generations DROP COLUMN tasks", "DROP TABLE withdrawals", "DROP TABLE forgotten"),
+    5: ("ALTER TABLE experts DROP COLUMN placed", "DROP TABLE dropped"),
 }
 """What each version did not have yet, taken away again."""
 
@@ -250,14 +251,17 @@ def test_a_ledger_of_an_earlier_version_is_taken_over(path: Path, version: int) 
         ledger._rows(f"PRAGMA user_version = {version}")
     with Ledger(path) as ledger:
         known = dataclasses.replace(
-            generation, round=7 if version > 2 else 0, reached=None if version == 1 else REACHED, tasks=None
+            generation,
+            round=7 if version > 2 else 0,
+            reached=None if version == 1 else REACHED,
+            tasks=() if version > 4 else None,
         )
         assert ledger.generations(UID) == (known,)
         (expert,) = ledger.experts()
         assert expert == dataclasses.replace(EXPERT, origin=EXPERT.origin if version > 2 else None)
         assert (expert.ancestors, expert.lineage, expert.standing) == ((), None, "current")
         newer = add(ledger, b"2")
-        assert newer.tasks is None, "what is not known of its parent is not known of it"
+        assert newer.tasks == known.tasks, "what is not known of its parent is not known of it"
         ledger.succeed(UID, SUCCESSOR, first_of(SUCCESSOR))
     with Ledger(path) as ledger:
         assert ledger.generations(UID)[0] == newer
@@ -380,3 +384,32 @@ def test_closing_twice_is_harmless(path: Path) -> None:
     ledger = Ledger(path).open()
     ledger.close()
     ledger.close()
+
+
+# --- why a replica is here ---
+
+
+def test_that_a_replica_is_placed_is_kept_until_it_is_wanted_for_itself(path: Path) -> None:
+    placed = dataclasses.replace(EXPERT, placed=True)
+    with Ledger(path) as ledger:
+        ledger.add_expert(placed)
+    with Ledger(path) as ledger:
+        assert ledger.experts() == (placed,)
+        ledger.keep(UID)
+    with Ledger(path) as ledger:
+        assert ledger.experts() == (EXPERT,)
+
+
+def test_a_dropped_expert_leaves_nothing_but_that_it_was_unwanted(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.add_expert(EXPERT)
+        add(ledger, b"1")
+        ledger.drop([UID], at=None)
+        assert (ledger.experts(), ledger.generations(UID), ledger.dropped()) == ((), (), {})
+        ledger.add_expert(EXPERT)
+        ledger.drop([UID], at=12.5)
+    with Ledger(path) as ledger:
+        assert ledger.dropped() == {UID: 12.5}
+        ledger.add_expert(EXPERT)
+        assert ledger.dropped() == {}
+        assert add(ledger, b"2").number == 1

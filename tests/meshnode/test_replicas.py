@@ -310,3 +310,16 @@ async def test_what_is_pulled_and_not_delivered_names_the_cause(tmp_path: Path) 
         with pytest.raises(UnknownBlob):
             await b.replicas.pull(uid)
         assert uid not in b.host.experts
+
+
+async def test_what_its_user_imports_into_a_home_is_no_longer_there_by_placement_only(tmp_path: Path) -> None:
+    network = memory_network()
+    async with memory_node(network, "a", tmp_path) as a:
+        uid = (await a.spawn(*CLASSES)).uid
+        file = await a.replicas.export(uid)
+        async with memory_node(network, "b", tmp_path) as b:
+            await announce_all((a, b))
+            await b.replicas.pull(uid, placed=True)
+        import_kept(Home(tmp_path / "b"), file, replace=True)
+        async with memory_node(network, "b", tmp_path) as b:
+            assert not b.host.get(uid).placed

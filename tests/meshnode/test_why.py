@@ -23,6 +23,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "experts": {"local": 1, "mesh": 3},
         "training": {"state": "learning", "task": "task-0", "data": "/data", "unreadable": {}, "failed": {}},
         "averaging": {"enabled": True, "committed": 5, "abandoned": {}, "waiting": [], "replicated": 1},
+        "placement": {"enabled": True, "replicas": 2, "short": []},
         "serving": {"enabled": True, "queue": 0},
         "router": {"contributions": 2, "samples": {"bag": 3}},
         "mqtt": {"enabled": False, "connected": False, "error": None, "dropped": 0},
@@ -82,7 +83,7 @@ def test_a_missing_mesh_is_traced_to_its_bootstrap(bootstrap: list[Any], why: st
 
 def test_what_waits_for_a_mesh_points_to_it() -> None:
     told = reasons(status(mesh=None, peers=0, training={"state": "waiting"}, averaging={"enabled": True}))
-    assert [reason.topic for reason in told] == ["mesh", "peers", "training", "averaging", "routing"]
+    assert [reason.topic for reason in told] == ["mesh", "peers", "training", "averaging", "replicas", "routing"]
     assert {reason.change for reason in told[1:]} == {"`meshnode why mesh` says what is missing."}
 
 
@@ -217,3 +218,18 @@ def test_a_teacher_that_cannot_be_loaded_holds_learning_up() -> None:
     assert "teachers in [train]" in str(reason.change)
     pulling = {"state": "waiting", "reason": "a replica could not be pulled"}
     assert "tried again" in str(only(status(training=pulling)).change)
+
+
+def test_an_expert_of_one_replica_is_named_with_what_keeps_it_from_having_another() -> None:
+    short = [{"uid": "ab" * 32, "replicas": 1, "reason": "no peer has room"}]
+    reason = only(status(placement={"enabled": True, "replicas": 2, "short": short}))
+    assert (reason.topic, reason.state) == ("replicas", "1 expert with fewer than 2")
+    assert reason.why == "expert abababababab has 1 replica: no peer has room"
+    assert "room" in (reason.change or "")
+
+
+def test_a_node_that_hands_over_says_so() -> None:
+    handover = {"under_way": True, "taken": {}, "left": ["ab" * 32], "reason": None}
+    assert "hands over 1 expert that no other node holds" in (
+        only(status(state="draining", handover=handover)).why or ""
+    )
