@@ -45,6 +45,7 @@ async def test_every_member_gets_the_mean_of_all(tmp_path: Path) -> None:
         await average(nodes)
         for node in nodes:
             assert np.allclose(node.host.snapshot(uid), mean_of(learned), atol=1e-6)
+            assert np.array_equal(node.host.snapshot(uid), nodes[0].host.snapshot(uid)), "to the bit"
             assert node.averager.waiting() == ()
             assert dict(node.averager.results) == {"committed": 1}
             number, members = node.averager.last_committed[uid]
