@@ -12,6 +12,7 @@ Legend: P parameters, B batch, D feature, C the expert's classes.
 
 import asyncio
 import copy
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -442,8 +443,8 @@ class ExpertHost:
             Refused: It is in training.
         """
         expert = self.find(uid)
-        # Nor is it to come back by itself, as what the mesh has too few of does.
-        erase = partial(self._state.drop, [uid], unwanted_at=self._now_s())
+        # Nor is it ever to come back by itself, as what the mesh has too few of does.
+        erase = partial(self._state.drop, [uid], unwanted_at=math.inf)
         if expert is None:  # one that this machine cannot build
             await asyncio.to_thread(erase)
             self._unusable.pop(uid, None)

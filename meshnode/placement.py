@@ -173,7 +173,7 @@ class Placement:
         now_s, family = self.now_s(), {kin.uid for kin in listing.family}
         dropped = self.state.ledger.dropped()
         if any(now_s < dropped[uid] + self.config.unwanted_s for uid in family & dropped.keys()):
-            return "this node's user has dropped it"
+            return "this node's user does not want it"
         if self.state.is_declined(listing.uid) or family & self.host.retired.keys():
             return "this node has gone back to another form"
         until_s, failure = self._failures.get(listing.uid, (0.0, ""))

@@ -302,10 +302,23 @@ async def test_a_dropped_one_is_not_adopted_again_for_some_hours(tmp_path: Path)
         await refresh((a, b), times=20)
         assert uid not in b.host.experts
         assert a.placement.shortages()[0].reason == "b is to adopt it"
-        assert b.placement.shortages()[0].reason == "this node's user has dropped it"
+        assert b.placement.shortages()[0].reason == "this node's user does not want it"
         network.now_s += PLACE.unwanted_s
         await refresh((a, b), times=3)
         assert uid in b.host.experts
+
+
+async def test_an_erased_one_is_never_adopted_again_by_itself(tmp_path: Path) -> None:
+    network = memory_network()
+    async with mesh(network, "ab", tmp_path) as (a, b):
+        uid = (await a.spawn(*CLASSES)).uid
+        await refresh((a, b), times=3)
+        assert b.host.get(uid).placed
+        await b.host.erase(uid)
+        network.now_s += 1000 * PLACE.unwanted_s
+        await refresh((a, b), times=20)
+        assert uid not in b.host.experts
+        assert b.placement.shortages()[0].reason == "this node's user does not want it"
 
 
 async def test_a_round_under_way_is_waited_for(tmp_path: Path) -> None:
