@@ -1,0 +1,119 @@
+"""The rows of the benchmark of continual learning: scenarios, ways in which their images come, and rivals beside them.
+
+The trunk is the default tap E5 where classes are told apart and B4 where domains or tasks are, whose experts answer for
+ten classes and have room for too few units on E5's 2,160 features. No setting was chosen on a test image: those of the
+learner are its defaults, and how they were chosen stands in docs/continual.md.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import platformdirs
+from bench_document import say
+from bench_scenarios import PIXELS, load
+from bench_scenarios_methods import head_setup, to_the_end
+
+from experts.continual.settings import LearnerConfig
+from experts.evaluation.baselines.base import Baseline
+from experts.evaluation.baselines.continual_learner import ContinualMethod, Labelling
+from experts.evaluation.baselines.joint import JointBaseline
+from experts.evaluation.baselines.task_networks import TaskNetworks
+from experts.evaluation.features import FeatureStore
+from experts.evaluation.inputs import Inputs, PixelInputs, TrunkInputs
+from experts.evaluation.networks import reference_cnn
+from experts.evaluation.scenarios.base import Scenario
+from experts.evaluation.scenarios.registry import make_scenario
+from experts.evaluation.training import TrainingConfig
+from experts.router.ridge import RouterConfig
+from experts.trunk.base import set_normalisation
+from experts.trunk.efficientnet import load_efficientnet
+
+__all__ = ["QUICK_ROWS", "ROWS", "STREAM_BATCH", "TAPS", "Row", "Sizes", "config_for", "prepared"]
+
+STREAM_BATCH = 64
+"""Images, as many as are judged together."""
+
+LABELLED = 0.1
+"""Share of images that have a label in the rows that are partly labelled."""
+
+TAPS = {"split-fashion-mnist": "E5", "rotated-fashion-mnist": "B4", "four-sets": "B4"}
+
+CNN_TRAINING = TrainingConfig(epochs=15, batch_size=32, lr=1e-3, optimizer="adam")
+"""Of the reference CNN, of whose epochs the best on held-out training images counts."""
+
+
+class Sizes(NamedTuple):
+    """How much is measured."""
+
+    train: int | None = None
+    """Images a task; None for all."""
+    test: int | None = None
+    epochs: int = CNN_TRAINING.epochs
+    """Of the reference CNN, at most."""
+
+
+Make = Callable[[Scenario, Inputs, int, Sizes], Baseline]
+"""A fresh method, from the scenario, its features, a seed, and how much is measured."""
+
+
+class Row(NamedTuple):
+    """One method on one scenario."""
+
+    scenario: str
+    make: Make
+    is_ours: bool = True
+
+
+def config_for(scenario: Scenario) -> LearnerConfig:
+    """The defaults; of domains two are asked."""
+    top_k = 2 if scenario.kind == "domain-incremental" else 1
+    return LearnerConfig(setting=scenario.kind, router=RouterConfig(top_k=top_k))
+
+
+def _ours(**how: Any) -> Make:
+    return lambda scenario, inputs, seed, _: ContinualMethod(inputs, config_for(scenario), seed=seed, **how)
+
+
+def _joint(scenario: Scenario, inputs: Inputs, seed: int, _: Sizes) -> Baseline:
+    return JointBaseline(head_setup(scenario, inputs), to_the_end(scenario), seed=seed)
+
+
+def _cnns(scenario: Scenario, _: Inputs, seed: int, sizes: Sizes) -> Baseline:
+    images = scenario.tasks[0].train
+    pixels = PixelInputs(channels=images.channels, pixels=images.images.shape[1])
+    config = TrainingConfig(
+        epochs=sizes.epochs, batch_size=CNN_TRAINING.batch_size, lr=CNN_TRAINING.lr, optimizer=CNN_TRAINING.optimizer
+    )
+    return TaskNetworks(pixels, reference_cnn, config, seed=seed)
+
+
+ROWS = {
+    "split-fashion-mnist, tasks": Row("split-fashion-mnist", _ours()),
+    "split-fashion-mnist, stream": Row("split-fashion-mnist", _ours(stream_batch=STREAM_BATCH)),
+    "split-fashion-mnist, joint": Row("split-fashion-mnist", _joint, is_ours=False),
+    "rotated-fashion-mnist, tasks": Row("rotated-fashion-mnist", _ours()),
+    "rotated-fashion-mnist, stream": Row("rotated-fashion-mnist", _ours(stream_batch=STREAM_BATCH)),
+    "four-sets, tasks": Row("four-sets", _ours()),
+    "four-sets, reference CNN": Row("four-sets", _cnns, is_ours=False),
+    "four-sets, 10% labelled": Row("four-sets", _ours(labelling=Labelling(ratio=LABELLED, gives_others=True))),
+    "four-sets, these 10% alone": Row("four-sets", _ours(labelling=Labelling(ratio=LABELLED, gives_others=False))),
+}
+
+QUICK_ROWS = ("split-fashion-mnist, tasks", "rotated-fashion-mnist, stream", "four-sets, tasks")
+"""One of each scenario."""
+
+
+def prepared(name: str, order: int, sizes: Sizes) -> tuple[Scenario, Inputs]:
+    """A scenario and the features of its images, computed before anything is timed or read from the disk."""
+    scenario = make_scenario(name, load, order=order)
+    if sizes.train is not None and sizes.test is not None:
+        scenario = scenario.limited(sizes.train, sizes.test)
+    say(f"{name}, order {order}: features")
+    store = FeatureStore(platformdirs.user_cache_path("modulemesh") / "features")
+    trunk = load_efficientnet(TAPS[name], pixels=PIXELS)
+    set_normalisation(trunk, [store.section(trunk, scenario.tasks[0].train.images)])
+    inputs = TrunkInputs(trunk, store.features)
+    for task in scenario.tasks:
+        for part in (task.train, task.test):
+            inputs(part.images)
+    return scenario, inputs
