@@ -111,10 +111,12 @@ def ridge_taught(
         labels: N class names, all among the student's, or None for an item of which only the ridge speaks; at least
             one is named.
         classes: The student's columns.
-        config: Of the ridge.
+        config: Of the ridge; its regulariser is divided by the share of items that have a label.
     """
     named = [row for row, label in enumerate(labels) if label is not None]
     names = [str(labels[row]) for row in named]
+    # It is to speak of images that it was not solved from, the more so the fewer have a label.
+    config = dataclasses.replace(config, ridge=config.ridge * len(labels) / len(named))
     teacher = solve_ridge(ClassStatistics.from_features(features_ND[named], names), config)
     said = TeacherLogits(logits_NK=teacher.scores(features_ND), classes=teacher.classes)
     columns_N = torch.full((len(labels),), UNLABELLED)
