@@ -2,7 +2,7 @@
 
 The trunk is the default tap E5 where classes are told apart and B4 where domains or tasks are, whose experts answer for
 ten classes and have room for too few units on E5's 2,160 features. No setting was chosen on a test image: those of the
-learner are its defaults, and how they were chosen stands in docs/continual.md.
+learner are its defaults, of which `bench_continual_tuning.py` shows how they were chosen.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from experts.router.ridge import RouterConfig
 from experts.trunk.base import set_normalisation
 from experts.trunk.efficientnet import load_efficientnet
 
-__all__ = ["QUICK_ROWS", "ROWS", "STREAM_BATCH", "TAPS", "Row", "Sizes", "config_for", "prepared"]
+__all__ = ["LABELLED", "QUICK_ROWS", "ROWS", "STREAM_BATCH", "TAPS", "Row", "Sizes", "config_for", "prepared"]
 
 STREAM_BATCH = 64
 """Images, as many as are judged together."""
@@ -103,11 +103,20 @@ QUICK_ROWS = ("split-fashion-mnist, tasks", "rotated-fashion-mnist, stream", "fo
 """One of each scenario."""
 
 
-def prepared(name: str, order: int, sizes: Sizes) -> tuple[Scenario, Inputs]:
-    """A scenario and the features of its images, computed before anything is timed or read from the disk."""
+def prepared(name: str, order: int, sizes: Sizes, *, held_out_ratio: float | None = None) -> tuple[Scenario, Inputs]:
+    """A scenario and the features of its images, computed before anything is timed or read from the disk.
+
+    Args:
+        name: The scenario's.
+        order: Of its classes, images or tasks.
+        sizes: How much of it.
+        held_out_ratio: Of each class's training images, which are then tested on in place of test images.
+    """
     scenario = make_scenario(name, load, order=order)
     if sizes.train is not None and sizes.test is not None:
         scenario = scenario.limited(sizes.train, sizes.test)
+    if held_out_ratio is not None:
+        scenario = scenario.for_tuning(held_out_ratio)
     say(f"{name}, order {order}: features")
     store = FeatureStore(platformdirs.user_cache_path("modulemesh") / "features")
     trunk = load_efficientnet(TAPS[name], pixels=PIXELS)

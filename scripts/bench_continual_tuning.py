@@ -1,0 +1,112 @@
+"""How the continual learner's settings were chosen: on held-out training images alone.
+
+Each task gives up 15% of its training images; candidates learn the rest and are tested on those. No test image is read.
+Each candidate differs from the defaults in what its name says. Figures are average accuracy in percent, of one run:
+what differs by less than some tenths is a draw. The exit code is 0 if the defaults are within half a point of the best
+of each row, 10 otherwise.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from bench_continual_rows import LABELLED, STREAM_BATCH, Sizes, config_for, prepared
+from bench_document import RESULTS, bench_document, say, write_document
+from bench_scenarios import QUICK_TEST
+
+from experts.distillation.config import DistillationConfig
+from experts.evaluation.baselines.continual_learner import ContinualMethod, Labelling
+from experts.evaluation.runner import run_scenario
+from meshnode.errors import ExitCode
+
+HELD_OUT = 0.15
+SEED = 0
+WITHIN = 0.5
+"""Points."""
+
+DEFAULT = "default"
+
+LESSONS: Mapping[str, Mapping[str, Any]] = {
+    DEFAULT: {},
+    "constant rate .05": {"distillation": DistillationConfig(steps=3000)},
+    "constant rate .05, 15 passes": {"distillation": DistillationConfig(steps=1900), "passes": 15.0},
+    "decay from .1": {"distillation": DistillationConfig(steps=3000, lr=0.1, decay=True)},
+    "decay from .3": {"distillation": DistillationConfig(steps=3000, lr=0.3, decay=True)},
+    "teacher's ridge 1e-4": {"teacher_ridge": 1e-4},
+    "teacher's ridge 1e-1": {"teacher_ridge": 1e-1},
+}
+
+STREAMS: Mapping[str, Mapping[str, Any]] = {
+    DEFAULT: {},
+    "512 images a lesson": {"increment_items": 512},
+    "trials of 50 steps": {"trial_steps": 50},
+    "at least half a point to gain": {"min_gain": 0.005},
+    "teacher's ridge 1e-4": {"teacher_ridge": 1e-4},
+}
+
+FEW_LABELS: Mapping[str, Mapping[str, Any]] = {
+    DEFAULT: {},
+    "teacher's ridge 1e-3": {"teacher_ridge": 1e-3},
+    "teacher's ridge 3e-2": {"teacher_ridge": 3e-2},
+}
+
+ROWS: Mapping[str, tuple[Mapping[str, Mapping[str, Any]], Mapping[str, Any]]] = {
+    "rotated-fashion-mnist, tasks": (LESSONS, {}),
+    "four-sets, tasks": (LESSONS, {}),
+    "rotated-fashion-mnist, stream": (STREAMS, {"stream_batch": STREAM_BATCH}),
+    "four-sets, 10% labelled": (FEW_LABELS, {"labelling": Labelling(ratio=LABELLED, gives_others=True)}),
+    "four-sets, these 10% alone": (FEW_LABELS, {"labelling": Labelling(ratio=LABELLED, gives_others=False)}),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the script; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print the whole document instead of the table")
+    parser.add_argument("--quick", action="store_true", help="on 800 images a task")
+    parser.add_argument("--write", action="store_true", help=f"also put it into {RESULTS.name}/")
+    options = parser.parse_args(arguments)
+    if options.write and options.quick:
+        parser.error("--write is for all figures: leave out --quick")
+    torch.set_num_threads(1)
+    sizes = Sizes(train=800, test=QUICK_TEST) if options.quick else Sizes()
+    figures = {row: _figures(row, sizes) for row in ROWS}
+    targets = {}
+    for row, of_row in figures.items():
+        below = of_row[DEFAULT] - max(of_row.values())
+        targets[row] = {"target": f"within {WITHIN:g} of the best", "met": below >= -WITHIN, "points": below}
+    command = f"python scripts/bench_continual_tuning.py{' --quick' if options.quick else ''}"
+    document = bench_document(command, [SEED], figures, targets=targets, measured={"held_out_ratio": HELD_OUT})
+    if options.write:
+        write_document(document, "bench_continual_tuning")
+    print(json.dumps(document, indent=2) if options.json else _table(document))
+    return ExitCode.OK if all(target["met"] for target in targets.values()) else ExitCode.CHECK_FAILED
+
+
+def _figures(row: str, sizes: Sizes) -> dict[str, float]:
+    candidates, how = ROWS[row]
+    scenario, inputs = prepared(row.partition(",")[0], 0, sizes, held_out_ratio=HELD_OUT)
+    figures = {}
+    for name, changes in candidates.items():
+        method = ContinualMethod(inputs, dataclasses.replace(config_for(scenario), **changes), seed=SEED, **how)
+        figures[name] = 100 * run_scenario(method, scenario).matrix.average_accuracy()
+        say(f"{row}, {name}: {figures[name]:.1f}")
+    return figures
+
+
+def _table(document: Mapping[str, Any]) -> str:
+    lines = []
+    for row, of_row in document["figures"].items():
+        lines += ["", row, *(f"{accuracy:6.2f}  {candidate}" for candidate, accuracy in of_row.items())]
+    lines.append("")
+    for row, target in document["targets"].items():
+        lines.append(f"{row}: {target['target']}: {'met' if target['met'] else 'MISSED'} ({target['points']})")
+    return "\n".join(lines[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
