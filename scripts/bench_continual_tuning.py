@@ -67,13 +67,13 @@ def main(arguments: Sequence[str]) -> int:
     """Run the script; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the whole document instead of the table")
-    parser.add_argument("--quick", action="store_true", help="on 800 images a task")
+    parser.add_argument("--quick", action="store_true", help="on 1,200 images a task")
     parser.add_argument("--write", action="store_true", help=f"also put it into {RESULTS.name}/")
     options = parser.parse_args(arguments)
     if options.write and options.quick:
         parser.error("--write is for all figures: leave out --quick")
     torch.set_num_threads(1)
-    sizes = Sizes(train=800, test=QUICK_TEST) if options.quick else Sizes()
+    sizes = Sizes(train=1200, test=QUICK_TEST) if options.quick else Sizes()
     figures = {row: _figures(row, sizes) for row in ROWS}
     targets = {}
     for row, of_row in figures.items():
