@@ -159,8 +159,9 @@ def test_images_without_labels_are_learned_from_by_the_one_expert_that_they_can_
     assert accuracy(both[0], ("east", "north"), ("east", "north")) > 0.95
 
 
-def test_images_without_labels_are_left_out_where_several_experts_learn() -> None:
-    both = learner(min_gain=-1.0), learner(min_gain=-1.0)
+@pytest.mark.parametrize("min_gain", [-1.0, 1.0])
+def test_images_without_labels_are_left_out_where_they_may_be_for_several_experts(min_gain: float) -> None:
+    both = learner(min_gain=min_gain), learner(min_gain=min_gain)
     for subject in both:
         taught(subject, ("east", "north"), 1)
     images, labels = partly_labelled(("east", "middle", "north"), 360, 3)
