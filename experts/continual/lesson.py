@@ -96,9 +96,9 @@ class Lesson:
 
 
 def lesson_steps(num_items: int, config: LearnerConfig) -> int:
-    """Steps that make so many passes, within the most that a lesson takes."""
+    """Steps that make so many passes, and no fewer than the least, within the most that a lesson takes."""
     in_passes = math.ceil(config.passes * num_items / config.distillation.batch_size)
-    return max(1, min(config.distillation.steps, in_passes))
+    return min(config.distillation.steps, max(config.least_steps, in_passes))
 
 
 def ridge_taught(

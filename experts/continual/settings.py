@@ -42,6 +42,9 @@ class LearnerConfig:
     passes: float = 24.0
     """Over the items of a lesson, above 0, within those steps."""
 
+    least_steps: int = 1000
+    """Of a lesson of so few items that these passes would be fewer, at least 1."""
+
     trial_steps: int = 200
     """Of updates and beginnings that are only tried, at least 1."""
 
@@ -69,7 +72,7 @@ class LearnerConfig:
         for name in ("passes", "teacher_ridge"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise SettingOutOfRange(name, getattr(self, name), allowed="finite and above 0")
-        for name in ("trial_steps", "increment_items", "held_out_per_target", "max_parameters"):
+        for name in ("least_steps", "trial_steps", "increment_items", "held_out_per_target", "max_parameters"):
             if getattr(self, name) < 1:
                 raise SettingOutOfRange(name, getattr(self, name), allowed="at least 1")
         if not -1.0 <= self.min_gain <= 1.0:
