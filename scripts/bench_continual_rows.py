@@ -2,10 +2,11 @@
 
 The trunk is the default tap E5 where classes are told apart and B4 where domains or tasks are, whose experts answer for
 ten classes and have room for too few units on E5's 2,160 features. No setting was chosen on a test image: those of the
-learner are its defaults, of which `bench_continual_tuning.py` shows how they were chosen.
+learner are its defaults but for what `config_for` names; `bench_continual_tuning.py` shows how they were chosen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import platformdirs
@@ -13,6 +14,7 @@ from bench_document import say
 from bench_scenarios import PIXELS, load
 from bench_scenarios_methods import head_setup, to_the_end
 
+from experts.continual.novelty import NoveltyConfig
 from experts.continual.settings import LearnerConfig
 from experts.evaluation.baselines.base import Baseline
 from experts.evaluation.baselines.continual_learner import ContinualMethod, Labelling
@@ -28,13 +30,16 @@ from experts.router.ridge import RouterConfig
 from experts.trunk.base import set_normalisation
 from experts.trunk.efficientnet import load_efficientnet
 
-__all__ = ["LABELLED", "QUICK_ROWS", "ROWS", "STREAM_BATCH", "TAPS", "Row", "Sizes", "config_for", "prepared"]
+__all__ = ["LABELLED", "QUICK_ROWS", "ROWS", "SCORES", "STREAM_BATCH", "TAPS", "Row", "Sizes", "config_for", "prepared"]
 
 STREAM_BATCH = 64
 """Images, as many as are judged together."""
 
 LABELLED = 0.1
 """Share of images that have a label in the rows that are partly labelled."""
+
+SCORES = {"split-fashion-mnist": "mahalanobis", "rotated-fashion-mnist": "relative"}
+"""That new tasks are detected by, as in `config_for`; the other one is measured beside it."""
 
 TAPS = {"split-fashion-mnist": "E5", "rotated-fashion-mnist": "B4", "four-sets": "B4"}
 
@@ -65,13 +70,17 @@ class Row(NamedTuple):
 
 
 def config_for(scenario: Scenario) -> LearnerConfig:
-    """The defaults; of domains two are asked."""
-    top_k = 2 if scenario.kind == "domain-incremental" else 1
-    return LearnerConfig(setting=scenario.kind, router=RouterConfig(top_k=top_k))
+    """The defaults, but of domains two are asked, and on E5 the distance is Mahalanobis' own."""
+    router = RouterConfig(top_k=2 if scenario.kind == "domain-incremental" else 1)
+    novelty = NoveltyConfig(relative=scenario.kind != "class-incremental")
+    return LearnerConfig(setting=scenario.kind, router=router, novelty=novelty)
 
 
-def _ours(**how: Any) -> Make:
-    return lambda scenario, inputs, seed, _: ContinualMethod(inputs, config_for(scenario), seed=seed, **how)
+def _ours(changes: Mapping[str, Any] | None = None, **how: Any) -> Make:
+    def made(scenario: Scenario, inputs: Inputs, seed: int, _: Sizes) -> Baseline:
+        return ContinualMethod(inputs, replace(config_for(scenario), **(changes or {})), seed=seed, **how)
+
+    return made
 
 
 def _joint(scenario: Scenario, inputs: Inputs, seed: int, _: Sizes) -> Baseline:
@@ -95,7 +104,9 @@ ROWS = {
     "rotated-fashion-mnist, stream": Row("rotated-fashion-mnist", _ours(stream_batch=STREAM_BATCH)),
     "four-sets, tasks": Row("four-sets", _ours()),
     "four-sets, reference CNN": Row("four-sets", _cnns, is_ours=False),
-    "four-sets, 10% labelled": Row("four-sets", _ours(labelling=Labelling(ratio=LABELLED, gives_others=True))),
+    "four-sets, 10% labelled": Row(
+        "four-sets", _ours({"learns_unlabelled": True}, labelling=Labelling(ratio=LABELLED, gives_others=True))
+    ),
     "four-sets, these 10% alone": Row("four-sets", _ours(labelling=Labelling(ratio=LABELLED, gives_others=False))),
 }
 

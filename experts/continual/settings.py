@@ -45,6 +45,10 @@ class LearnerConfig:
     least_steps: int = 1000
     """Of a lesson of so few items that these passes would be fewer, at least 1."""
 
+    learns_unlabelled: bool = False
+    """Whether a lesson also learns from images without a label, by the teacher's word alone. With few labels it helps
+    where the teacher is good and harms where it is not: in the mean it was a draw."""
+
     trial_steps: int = 200
     """Of updates and beginnings that are only tried, at least 1."""
 

@@ -207,7 +207,7 @@ class Study:
             decision = dataclasses.replace(decision, action="reuse", reason="all of its images are held out")
         if architecture is not None:
             decision = self._spawn(decision, architecture, nearest)
-        if self._lessons and len(decision.update) + bool(decision.spawn) == 1:
+        if self._config.learns_unlabelled and self._lessons and len(decision.update) + bool(decision.spawn) == 1:
             # Of several experts nobody could say which of them an image without a label is for.
             self._lessons = [dataclasses.replace(self._lessons[0], unlabelled=self._unlabelled())]
         return decision

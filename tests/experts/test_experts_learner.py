@@ -147,7 +147,7 @@ def test_images_without_labels_among_others_are_in_no_statistics_and_no_memory()
 
 
 def test_images_without_labels_are_learned_from_by_the_one_expert_that_they_can_be_for() -> None:
-    both = learner(), learner()
+    both = learner(learns_unlabelled=True), learner()
     images, labels = partly_labelled(("east", "north"), 320, 8)
     alone = [row for row, label in enumerate(labels) if label is not None]
     both[0].learn_task(images, labels)
@@ -161,7 +161,7 @@ def test_images_without_labels_are_learned_from_by_the_one_expert_that_they_can_
 
 @pytest.mark.parametrize("min_gain", [-1.0, 1.0])
 def test_images_without_labels_are_left_out_where_they_may_be_for_several_experts(min_gain: float) -> None:
-    both = learner(min_gain=min_gain), learner(min_gain=min_gain)
+    both = learner(min_gain=min_gain, learns_unlabelled=True), learner(min_gain=min_gain)
     for subject in both:
         taught(subject, ("east", "north"), 1)
     images, labels = partly_labelled(("east", "middle", "north"), 360, 3)
