@@ -1,9 +1,10 @@
 """How the continual learner's settings were chosen: on held-out training images alone.
 
 Each task gives up 15% of its training images; candidates learn the rest and are tested on those. No test image is read.
-Each candidate differs from the defaults in what its name says. Figures are average accuracy in percent, of one run or
-where labels are few of three: what differs by less than some tenths is a draw. Beside them stand the rates of detection on the same held-out images.
-The exit code is 0 if the defaults are within half a point of the best of each row, 10 otherwise.
+Each candidate differs from the defaults in what its name says. Figures are average accuracy in percent, of one run or,
+where labels are few, of three: what differs by less than some tenths is a draw. Beside them stand the rates of
+detection on the same held-out images. The exit code is 0 if the defaults are within half a point of the best of each
+row, 10 otherwise.
 """
 
 import argparse

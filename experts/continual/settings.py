@@ -37,8 +37,8 @@ class LearnerConfig:
     there are features."""
 
     distillation: DistillationConfig = field(default_factory=lambda: DistillationConfig(steps=3000, lr=0.1, decay=True))
-    """Of each lesson; ``steps`` is the most one takes. Twice the rate is as good in most lessons, and some of few images
-    fail with it."""
+    """Of each lesson; ``steps`` is the most one takes. Twice the rate is as good in most lessons, and fails in some of
+    few images."""
 
     passes: float = 24.0
     """Over the items of a lesson, above 0, within those steps."""
