@@ -47,8 +47,8 @@ class LearnerConfig:
     """Of a lesson of so few items that these passes would be fewer, at least 1."""
 
     learns_unlabelled: bool = False
-    """Whether a lesson also learns from images without a label, by the teacher's word alone. With few labels it gains on
-    data of which the teacher is good and loses on others."""
+    """Whether a lesson also learns from images without a label, by the teacher's word alone. With few labels it gains
+    on some data sets and loses on others."""
 
     trial_steps: int = 200
     """Of updates and beginnings that are only tried, at least 1."""
