@@ -6,6 +6,7 @@ Legend: B batch, N items of the task, C class.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -66,6 +67,8 @@ def train(
     config: TrainingConfig,
     generator: torch.Generator,
     memory: Memory | None = None,
+    *,
+    on_epoch: Callable[[int], None] | None = None,
 ) -> int:
     """Train the network in place.
 
@@ -75,6 +78,7 @@ def train(
         config: How.
         generator: Of the order of items; a fresh one each epoch.
         memory: What is replayed; None for nothing.
+        on_epoch: Called after each epoch with its number, from 1; None for nobody.
 
     Returns: FLOPs spent, backward passes included.
 
@@ -97,6 +101,8 @@ def train(
                 schedule.step()
             if memory is not None and epoch == 0:
                 memory.keep(*new_B)
+        if on_epoch is not None:
+            on_epoch(epoch + 1)
     return flops
 
 
