@@ -169,6 +169,8 @@ def read_files(files: FileList, reading: ReadingConfig) -> ImageDataset:
 def square_image(path: Path, pixels: int) -> NDArray[np.uint8]:
     """The middle square of an image in colour, resized bilinearly over all pixels that fall together.
 
+    It is what is cut out of the middle of the whole image, resized until its shorter side is P.
+
     Grey becomes colour, transparency is dropped. Orientation that a camera noted is not applied, as public data sets
     were labelled and measured without it.
 
