@@ -41,12 +41,12 @@ HOMES: Mapping[str, Home] = {
     ),
     "office-home": Home(
         "https://www.hemanthdv.org/officeHomeDataset.html",
-        "1.1 GB",
+        "about 1.1 GB",
         "Art/, Clipart/, Product/ and Real World/, each with <class>/*.jpg",
     ),
     "visual-decathlon": Home(
         "https://www.robots.ox.ac.uk/~vgg/decathlon/",
-        "430 MB, and ImageNet in 72 pixels: 6.6 GB from https://image-net.org/download.php",
+        "430 MB, and 6.6 GB of ImageNet from https://image-net.org/download.php",
         "annotations/<set>_train.json and <set>_val.json of the devkit, and data/<set>/train/ and val/",
     ),
 }

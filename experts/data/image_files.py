@@ -6,7 +6,7 @@ Legend: N images, P pixels of a side.
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -73,7 +73,7 @@ class FileList:
     """N image files with their classes, before any of them is opened."""
 
     source: str
-    """What they are a part of, for messages."""
+    """What they are a part of, for messages; a cache tells lists of one folder apart by it."""
     folder: Path
     """What the paths are relative to."""
     paths: tuple[str, ...]
@@ -85,9 +85,9 @@ class FileList:
         return type(self)(self.source, self.folder, tuple(paths), tuple(labels))
 
     def split(self, held_out_ratio: float, *, seed: int) -> tuple[Self, Self]:
-        """The kept and the held-out files, as `ImageDataset.split` would part the images."""
-        kept, held_out = split_rows(self.labels, held_out_ratio, seed=seed)
-        return self.select(kept), self.select(held_out)
+        """The kept and the held-out files, as `ImageDataset.split` would part the images; "train" and "test"."""
+        kept, held_out = (self.select(rows) for rows in split_rows(self.labels, held_out_ratio, seed=seed))
+        return replace(kept, source=f"{self.source} train"), replace(held_out, source=f"{self.source} test")
 
     def first_of_each(self, images_per_class: int | None) -> Self:
         """At most so many files of each class, those that come first; None for all."""
