@@ -186,6 +186,22 @@ def test_reading_goes_on_without_a_damaged_image_that_was_removed(tmp_path: Path
     assert [report.done for report in reports] == [1]
 
 
+@pytest.mark.parametrize("torn", [".images.partial", ".images.stamps.partial"])
+@pytest.mark.parametrize("missing_bytes", [1, 48, 49, 96])
+def test_reading_goes_on_from_a_write_that_was_torn(tmp_path: Path, torn: str, missing_bytes: int) -> None:
+    files = images_below("x", folder_of(tmp_path / "images", {"a": 4}))
+    bad = tmp_path / "images" / "a" / "3.png"
+    whole = bad.read_bytes()
+    bad.write_bytes(b"damaged")
+    reading = ReadingConfig(pixels=4, cache=tmp_path / "cache")
+    with pytest.raises(MalformedDataset):
+        read_files(files, reading)
+    (partial,) = (path for path in (tmp_path / "cache").iterdir() if path.name.endswith(torn))
+    partial.write_bytes(partial.read_bytes()[:-missing_bytes])
+    bad.write_bytes(whole)
+    assert shades(read_files(files, reading)) == [0, 1, 2, 3]
+
+
 def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "images", {"a": 3})
     reading = ReadingConfig(pixels=4, cache=tmp_path / "cache")
