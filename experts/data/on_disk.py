@@ -42,18 +42,18 @@ def filled_array(
         shape: Of one image.
         read: Makes the image of that row.
     Returns: uint8 ``(N, *shape)``, mapped. What is written to it does not reach the file.
-    Raises: MalformedDataset: If the disk has no room. What ``read`` raises.
+    Raises: MalformedDataset: If the folder cannot be written, or the disk has no room. What ``read`` raises.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     wanted = _as_words(b"".join(stamps))
     stamps_path = path.with_name(f"{path.name}.stamps")
-    with FileLock(path.with_name(f"{path.name}.lock")):
-        if not _is_whole(path, stamps_path, wanted, shape):
-            try:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f"{path.name}.lock")):
+            if not _is_whole(path, stamps_path, wanted, shape):
                 _fill(path, stamps_path, wanted, shape, read)
-            except OSError as exc:
-                raise MalformedDataset(str(path), reason=f"the cache cannot be written: {exc}") from exc
-        return np.memmap(path, dtype=np.uint8, mode="c", shape=(len(wanted), *shape))
+            return np.memmap(path, dtype=np.uint8, mode="c", shape=(len(wanted), *shape))
+    except OSError as exc:
+        raise MalformedDataset(str(path), reason=f"the cache cannot be written: {exc}") from exc
 
 
 def rows_of(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -231,6 +231,13 @@ def test_a_cache_cut_short_is_filled_again(tmp_path: Path) -> None:
     assert shades(read_files(files, reading)) == [0, 1, 2]
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    files = images_below("x", folder_of(tmp_path / "images", {"a": 1}))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(MalformedDataset, match="the cache cannot be written"):
+        read_files(files, ReadingConfig(pixels=4, cache=tmp_path / "file"))
+
+
 def test_parts_of_images_on_disk_stay_on_disk(tmp_path: Path) -> None:
     files = images_below("x", folder_of(tmp_path / "images", {"a": 3, "b": 3, "c": 3}))
     images = read_files(files, ReadingConfig(pixels=4, cache=tmp_path / "cache"))
