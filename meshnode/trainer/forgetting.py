@@ -15,7 +15,7 @@ from torch import nn
 
 from experts.architectures.registry import architecture_from_config
 from experts.checkpoint import load_weights, weights_to_bytes
-from experts.data.dataset import ImageDataset
+from experts.data.partly import PartlyLabelled
 from experts.distillation import DistillationRun, ProgressMeter
 from experts.generators import torch_generator
 from experts.teachers.cnn import TeacherProgress
@@ -80,7 +80,7 @@ class Redistiller:
         trunk: Trunk,
         memory: ReplayMemory,
         faculty: Faculty,
-        load: Callable[[TaskFile], ImageDataset | None],
+        load: Callable[[TaskFile], PartlyLabelled | None],
         config: LearnerConfig,
         send: Callable[[FromTrainer], None],
     ) -> None:
@@ -112,7 +112,7 @@ class Redistiller:
         return Redistilled(weights=weights_to_bytes(module), tasks=tuple(sorted(learned)))
 
     def _distil(
-        self, job: ExpertJob, module: nn.Module, file: TaskFile, task: ImageDataset, learned: Collection[str]
+        self, job: ExpertJob, module: nn.Module, file: TaskFile, task: PartlyLabelled, learned: Collection[str]
     ) -> None:
         """Learn one task; of the others only those are replayed that were learned before."""
         lesson = Lesson(

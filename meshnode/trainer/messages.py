@@ -9,10 +9,14 @@ from typing import Any, BinaryIO, Literal
 
 import msgspec
 
+from meshnode.trainer.assess_messages import Assess, Assessed
+from meshnode.trainer.task_file import TaskFile
 from protocol.lineage import Accuracy, LayerTransfer
 
 __all__ = [
     "AddDelta",
+    "Assess",
+    "Assessed",
     "Checkpoint",
     "Compare",
     "Compared",
@@ -131,7 +135,7 @@ class ExpertJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Learn(_Message, frozen=True):
-    """Learn one task: statistics, a teacher, then each expert."""
+    """Learn one task: statistics, a teacher, then each expert. Without experts, statistics and replay memory alone."""
 
     run: int
     task: str
@@ -144,13 +148,6 @@ class AddDelta(_Message, frozen=True):
     run: int
     uid: str
     delta: bytes
-
-
-class TaskFile(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    digest: str
-    classes: dict[str, int]
-    """Samples per class name."""
 
 
 class Measure(_Message, frozen=True):
@@ -224,7 +221,7 @@ class Redistil(_Message, frozen=True):
     tasks: tuple[TaskFile, ...]
 
 
-ToTrainer = Setup | Scan | Learn | AddDelta | Measure | Migrate | Compare | Forget | Redistil
+ToTrainer = Setup | Scan | Assess | Learn | AddDelta | Measure | Migrate | Compare | Forget | Redistil
 
 
 class TrainerReady(_Message, frozen=True):
@@ -361,6 +358,7 @@ class Redistilled(_Message, frozen=True):
 FromTrainer = (
     TrainerReady
     | Tasks
+    | Assessed
     | Statistics
     | Progress
     | Checkpoint

@@ -32,20 +32,24 @@ if __name__ == "__main__":
 import numpy as np  # noqa: E402 - see above
 
 from experts.data.dataset import ImageDataset  # noqa: E402
-from experts.data.npz import load_task  # noqa: E402
+from experts.data.npz import load_partly_labelled  # noqa: E402
+from experts.data.partly import PartlyLabelled  # noqa: E402
 from experts.distillation import DistillationConfig  # noqa: E402
 from experts.errors import ExpertsError, MalformedDataset  # noqa: E402
 from experts.router.fingerprint import statistics_fingerprint  # noqa: E402
 from experts.teachers.cnn import TeacherConfig  # noqa: E402
 from experts.trunk.codec import trunk_from_bytes  # noqa: E402
 from meshnode.logs import configure_logs, get_logger  # noqa: E402
+from meshnode.trainer.assessing import Assessor  # noqa: E402
 from meshnode.trainer.forgetting import Redistiller, forget  # noqa: E402
+from meshnode.trainer.held_back import HeldBack  # noqa: E402
 from meshnode.trainer.interrupted import InterruptedRuns  # noqa: E402
 from meshnode.trainer.learning import Learner, LearnerConfig  # noqa: E402
 from meshnode.trainer.measuring import GateMeter  # noqa: E402
 from meshnode.trainer.memory import ReplayMemory  # noqa: E402
 from meshnode.trainer.messages import (  # noqa: E402
     AddDelta,
+    Assess,
     Compare,
     Forget,
     FromTrainer,
@@ -151,7 +155,9 @@ class _Worker:
         fingerprint = statistics_fingerprint(digest_of(setup.trunk), b"")
         self._publisher = Publisher(state / "published.msgpack", setup.privacy, fingerprint)
         self._learner = Learner(trunk, memory, self._faculty, self._runs, self._publisher, config, self._send)
-        self._redistiller = Redistiller(trunk, memory, self._faculty, self._same_file, config, self._send)
+        self._redistiller = Redistiller(trunk, memory, self._faculty, self._same_task, config, self._send)
+        held = HeldBack(trunk, memory, self._same_file)
+        self._assessor = Assessor(trunk, memory, held, self._publisher, config.distillation, settings.seed)
         self._migrator = Migrator(
             trunk, memory, self._same_file, config.distillation, seed=settings.seed, send=self._send
         )
@@ -164,6 +170,8 @@ class _Worker:
             match order:
                 case Scan():
                     self._send(self._scan())
+                case Assess():
+                    self._assess(order)
                 case Learn():
                     self._learn(order)
                 case Measure():
@@ -177,12 +185,20 @@ class _Worker:
                 case _:
                     raise AssertionError(f"unexpected {type(order).__name__}")
 
+    def _assess(self, order: Assess) -> None:
+        assert self._data is not None
+        try:
+            task = load_partly_labelled(self._data / f"{order.task}.npz")
+            self._send(self._assessor.assess(order, task))
+        except (ExpertsError, OSError) as exc:
+            self._send(LearningFailed(reason=str(exc)))
+
     def _learn(self, learn: Learn) -> None:
         assert self._data is not None
         path = self._data / f"{learn.task}.npz"
         try:
             digest = digest_of(path.read_bytes())
-            task = load_task(path)
+            task = load_partly_labelled(path)
             self._learner.learn(learn, task, digest, lambda uid: self._inbox.deltas(learn.run, uid))
         except (ExpertsError, OSError) as exc:
             self._send(LearningFailed(reason=str(exc)))
@@ -202,13 +218,18 @@ class _Worker:
             done = LearningFailed(reason=str(exc))
         self._send(done)
 
-    def _same_file(self, task: TaskFile) -> ImageDataset | None:
+    def _same_task(self, task: TaskFile) -> PartlyLabelled | None:
         assert self._data is not None
         path = self._data / f"{task.name}.npz"
         try:
-            return load_task(path) if digest_of(path.read_bytes()) == task.digest else None
+            return load_partly_labelled(path) if digest_of(path.read_bytes()) == task.digest else None
         except (MalformedDataset, OSError):
             return None
+
+    def _same_file(self, task: TaskFile) -> ImageDataset | None:
+        """Those of its images that have a label."""
+        found = self._same_task(task)
+        return None if found is None else found.labelled
 
     def _scan(self) -> Tasks:
         tasks: list[TaskFile] = []
@@ -222,8 +243,9 @@ class _Worker:
                 unreadable[path.stem] = f"a task's name has at most {MAX_NAME_CHARS} characters"
                 continue
             try:
-                classes = load_task(path).class_counts
-                tasks.append(TaskFile(name=path.stem, digest=digest_of(path.read_bytes()), classes=classes))
+                task = load_partly_labelled(path)
+                digest, classes = digest_of(path.read_bytes()), task.labelled.class_counts
+                tasks.append(TaskFile(name=path.stem, digest=digest, classes=classes, unlabelled=task.num_unlabelled))
             except (MalformedDataset, OSError) as exc:
                 unreadable[path.stem] = str(exc)
         unusable = self._faculty.load() if self._data else {}
