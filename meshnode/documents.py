@@ -199,4 +199,15 @@ def training_document(runtime: MeshRuntime) -> dict[str, Any]:
         "unlabelled": list(status.unlabelled),
         "learned": runtime.learned_tasks(),
         "decided": runtime.trainer.last_decision,
+        "streams": [
+            {
+                "name": stream.name,
+                "batches": stream.batches,
+                "tasks": stream.tasks,
+                "waiting": stream.waiting,
+                "gathered": stream.gathered,
+                "dropped": stream.dropped,
+            }
+            for stream in runtime.trainer.streams
+        ],
     }

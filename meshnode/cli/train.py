@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from rich.text import Text
 
-from meshnode.cli.human import span
+from meshnode.cli.human import span, streams_told
 from meshnode.cli.output import listing
 from meshnode.cli.session import Session
 
@@ -43,6 +43,8 @@ def history(context: typer.Context) -> None:
     rows = [_row(entry) for entry in document.get("history", ())]
     heads = ("TASK", "OUTCOME", "ACTION", "IMAGES", "DISTANCE", "UNSEEN", "GAIN", "TOOK", "TEACHER %", "REASON")
     session.output.result(document, listing(heads, rows))
+    for line in streams_told(document):
+        session.output.note(f"stream {line}")
     if not rows:
         session.output.note("Nothing yet; `meshnode why training` says what it waits for.")
 

@@ -1,9 +1,9 @@
 """What the worker does where a task is to be forgotten: it deletes what it keeps of it, and distils without it.
 
 What it keeps are images in the replay memory, the teacher that was trained on the task, teachers' answers, interrupted
-runs, and of which images the published statistics were made. An expert that has learned from the task is distilled
-anew: from a generation that had not, or from its first weights, on the tasks that are left, in their order, each as it
-was learned the first time.
+runs, of which images the published statistics were made, and the task's file if it was found in a stream. An expert
+that has learned from the task is distilled anew: from a generation that had not, or from its first weights, on the
+tasks that are left, in their order, each as it was learned the first time.
 
 Legend: N images, D feature.
 """
@@ -35,13 +35,19 @@ from meshnode.trainer.messages import (
     TaskFile,
 )
 from meshnode.trainer.publishing import Publisher
+from meshnode.trainer.task_folder import TaskFolder
 from meshnode.trainer.teaching import Faculty
 
 __all__ = ["Redistiller", "forget"]
 
 
 def forget(
-    order: Forget, memory: ReplayMemory, faculty: Faculty, runs: InterruptedRuns, publisher: Publisher
+    order: Forget,
+    memory: ReplayMemory,
+    faculty: Faculty,
+    runs: InterruptedRuns,
+    publisher: Publisher,
+    tasks: TaskFolder,
 ) -> Forgotten:
     """Delete what is kept of a task, or say what that would be. Deleting again what is gone does nothing."""
     of_runs = runs.of(order.experts, order.digests)
@@ -52,6 +58,7 @@ def forget(
         faculty.forget(order.task)
         runs.drop(of_runs)
         publisher.forget(order.task)
+        tasks.drop_found(order.task)
     return Forgotten(
         images=len(leaving.rows),
         unsure_images=leaving.unsure,

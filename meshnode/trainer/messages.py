@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Literal
 import msgspec
 
 from meshnode.trainer.assess_messages import Assess, Assessed
+from meshnode.trainer.stream_messages import ReadStreams, StreamsRead, StreamState
 from meshnode.trainer.task_file import TaskFile
 from protocol.lineage import Accuracy, LayerTransfer
 
@@ -35,12 +36,15 @@ __all__ = [
     "MigrationFailed",
     "PrivacyTerms",
     "Progress",
+    "ReadStreams",
     "Redistil",
     "Redistilled",
     "Scan",
     "Settings",
     "Setup",
     "Statistics",
+    "StreamState",
+    "StreamsRead",
     "TaskFile",
     "Tasks",
     "TeacherChoice",
@@ -221,7 +225,7 @@ class Redistil(_Message, frozen=True):
     tasks: tuple[TaskFile, ...]
 
 
-ToTrainer = Setup | Scan | Assess | Learn | AddDelta | Measure | Migrate | Compare | Forget | Redistil
+ToTrainer = Setup | Scan | ReadStreams | Assess | Learn | AddDelta | Measure | Migrate | Compare | Forget | Redistil
 
 
 class TrainerReady(_Message, frozen=True):
@@ -235,11 +239,13 @@ class TrainerReady(_Message, frozen=True):
 
 
 class Tasks(_Message, frozen=True):
-    """Readable task files in name order, the unreadable ones and the unusable teachers, each with the reason."""
+    """Readable task files in name order, how far streams are, and what cannot be used of files, streams and teachers,
+    each with the reason."""
 
     tasks: tuple[TaskFile, ...]
     unreadable: dict[str, str]
     unusable_teachers: dict[str, str]
+    streams: tuple[StreamState, ...] = ()
 
 
 class Statistics(_Message, frozen=True):
@@ -358,6 +364,7 @@ class Redistilled(_Message, frozen=True):
 FromTrainer = (
     TrainerReady
     | Tasks
+    | StreamsRead
     | Assessed
     | Statistics
     | Progress

@@ -40,6 +40,8 @@ from meshnode.trainer.messages import (
 from meshnode.trainer.parts import TrainerParts, TrainerState, privacy_terms, worker_settings
 from meshnode.trainer.process import TrainerDied, TrainerProcess
 from meshnode.trainer.specializing import Specializing
+from meshnode.trainer.stream_messages import StreamState
+from meshnode.trainer.streaming import Streaming
 from protocol.errors import CallFailed, RefusedInput
 from protocol.identifiers import Digest, ExpertUid
 
@@ -101,6 +103,7 @@ class Trainer:
         self._lending = Lending(wanted=self.look_again, lent=self._note_loan)
         self._decider = Decider(parts, settings.min_gain)
         self._history = History(parts.state.ledger)
+        self._streaming = Streaming(parts, self._decider)
         self._waiting_on: dict[tuple[str, str], object] = {}
         """By name and digest of each task that waits, the router with which it was last looked at."""
         self._learned: tuple[TaskFile, ...] = ()
@@ -143,6 +146,11 @@ class Trainer:
     def last_decision(self) -> dict[str, object] | None:
         """The newest one, as an entry of `history`; its outcome is None while it is under way."""
         return self._history.last()
+
+    @property
+    def streams(self) -> tuple[StreamState, ...]:
+        """How far each stream was when it was last looked at."""
+        return self._streaming.states
 
     async def run(self) -> None:
         """Learn for ever; restart the worker when it dies."""
@@ -201,6 +209,8 @@ class Trainer:
             if task is not None and self.status.unusable_teachers:
                 self._wait_for_teachers(task)
                 await self._idle(process, at_most_s=TEACHERS_RETRY_S)
+            elif task is None and await self._streaming.read_on(process, self._learned):
+                continue
             elif task is None:
                 self.status.state, self.status.task, self.status.stage = "idle", None, None
                 await self._specializing.measure(process, self._learned)
@@ -251,6 +261,7 @@ class Trainer:
         states = {task.name: ended.get((task.name, Digest(task.digest))) for task in found.tasks}
         self._learned = tuple(task for task in found.tasks if states[task.name] == LEARNED)
         self._found = found.tasks
+        self._streaming.states = found.streams
         self.status.unreadable = found.unreadable
         self.status.unusable_teachers = found.unusable_teachers
         reasons = self._history.failures()

@@ -1,28 +1,20 @@
 """Decisions of a node with a real worker: what is learned, only counted or left waiting, and what a kill changes."""
 
-import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mesh_in_memory import MESH, MemoryNode, announce_all, digits, memory_network, memory_node, memory_nodes
+from learning_nodes import learning, until
+from mesh_in_memory import announce_all, digits, memory_network, memory_node, memory_nodes
 
 from experts.data.npz import save_partly_labelled, save_task
 from experts.data.partly import PartlyLabelled
 from meshnode.logs import configure_logs
-from meshnode.settings.sections import TrainSection
-from meshnode.telemetry import Telemetry
 from meshnode.trainer import service as module
-from meshnode.trainer.parts import TrainerParts
 from meshnode.trainer.service import ASSESSED, LEARNED, WAITS, Trainer
-
-PATIENCE_S = 60.0
-SETTINGS = {"teacher_epochs": 2, "steps": 300, "round_steps": 50, "checkpoint_every": 0.001}
 
 
 @pytest.fixture(autouse=True)
@@ -36,35 +28,6 @@ def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     return folder
-
-
-@asynccontextmanager
-async def learning(node: MemoryNode, folder: Path, data: Path, **settings: object) -> AsyncIterator[Trainer]:
-    parts = TrainerParts(
-        mesh=MESH,
-        state=node.state,
-        host=node.host,
-        contributions=node.contributions,
-        directory=node.directory,
-        replicas=node.replicas,
-        transport=node.transport,
-        key=node.key,
-        telemetry=Telemetry(),
-    )
-    section = TrainSection(data=data, **{**SETTINGS, **settings})
-    trainer = Trainer(parts, section, folder / "trainer", device="cpu", threads=1)
-    running = asyncio.create_task(trainer.run())
-    try:
-        yield trainer
-    finally:
-        running.cancel()
-        await asyncio.wait([running])
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def done(trainer: Trainer, number: int) -> list[dict[str, object]]:
