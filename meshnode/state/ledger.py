@@ -29,7 +29,7 @@ from meshnode.state.rows import (
     all_tasks,
 )
 from protocol.errors import UnknownExpert
-from protocol.identifiers import ExpertUid, PeerId
+from protocol.identifiers import Digest, ExpertUid, PeerId
 
 __all__ = ["Ledger", "SCHEMA_VERSION"]
 
@@ -440,17 +440,18 @@ class Ledger:
 
     def decisions(self) -> tuple[DecisionRow, ...]:
         """All that are kept, the oldest first."""
-        return tuple(
-            DecisionRow(
-                task=row["task"],
-                digest=row["digest"],
-                at=row["at"],
-                decision=None if row["decision"] is None else json.loads(row["decision"]),
-                outcome=row["outcome"],
-                facts=json.loads(row["facts"]),
-            )
-            for row in self._rows("SELECT * FROM decisions ORDER BY at, rowid")
-        )
+        return tuple(map(_decision, self._rows("SELECT * FROM decisions ORDER BY at, rowid")))
+
+    def decision_on(self, task: str, digest: Digest) -> DecisionRow | None:
+        """What is kept of one content of a task."""
+        rows = self._rows("SELECT * FROM decisions WHERE task = ? AND digest = ?", task, digest)
+        return _decision(rows[0]) if rows else None
+
+    def last_decision(self) -> DecisionRow | None:
+        """The newest row with a decision."""
+        query = "SELECT * FROM decisions WHERE decision IS NOT NULL ORDER BY at DESC, rowid DESC LIMIT 1"
+        rows = self._rows(query)
+        return _decision(rows[0]) if rows else None
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.row_factory = sqlite3.Row
@@ -502,6 +503,17 @@ class Ledger:
                 raise  # a bug of ours: the file is as good as before
             except sqlite3.DatabaseError as exc:
                 raise StateUnreadable(self._path, str(exc)) from exc
+
+
+def _decision(row: dict[str, Any]) -> DecisionRow:
+    return DecisionRow(
+        task=row["task"],
+        digest=row["digest"],
+        at=row["at"],
+        decision=None if row["decision"] is None else json.loads(row["decision"]),
+        outcome=row["outcome"],
+        facts=json.loads(row["facts"]),
+    )
 
 
 def _expert_values(expert: ExpertRow) -> tuple[str | bool | None, ...]:

@@ -71,8 +71,8 @@ class History:
 
     def last(self) -> dict[str, object] | None:
         """The newest decision, whether what it is on is over or not; None before any."""
-        decided = [row for row in self._ledger.decisions() if row.decision is not None]
-        return _document(decided[-1]) if decided else None
+        row = self._ledger.last_decision()
+        return None if row is None else _document(row)
 
     def failures(self) -> dict[tuple[str, str], str]:
         """Why tasks failed, by name and digest."""
@@ -80,8 +80,7 @@ class History:
         return {(row.task, row.digest): str(row.facts.get("reason", "")) for row in rows}
 
     def _row_of(self, task: TaskFile) -> DecisionRow | None:
-        rows = self._ledger.decisions()
-        return next((row for row in rows if (row.task, row.digest) == (task.name, task.digest)), None)
+        return self._ledger.decision_on(task.name, Digest(task.digest))
 
 
 def _document(row: DecisionRow) -> dict[str, object]:

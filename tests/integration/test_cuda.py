@@ -78,7 +78,6 @@ def test_the_learner_on_the_gpu_takes_deltas_and_learns_as_well_as_on_the_cpu(tm
             distillation=DistillationConfig(steps=200),
             checkpoint_steps=100,
             checkpoint_s=0,
-            fingerprint=statistics_fingerprint(digest_of(b"trunk"), b""),
             seed=0,
         )
         folder = tmp_path / device.replace(":", "")
@@ -94,10 +93,12 @@ def test_the_learner_on_the_gpu_takes_deltas_and_learns_as_well_as_on_the_cpu(tm
             seed=0,
         )
         runs = InterruptedRuns(folder / "runs")
-        learner = Learner(trunk, memory, Faculty(folder, teaching), runs, config, sent.append)
+        fingerprint = statistics_fingerprint(digest_of(b"trunk"), b"")
+        publisher = Publisher(folder / "published", PrivacyTerms(), fingerprint)
+        learner = Learner(trunk, memory, Faculty(folder, teaching), runs, publisher, config, sent.append)
         deltas = iter([[np.zeros(architecture.num_parameters, np.float32)]])
         order = Learn(run=1, task="task", experts=(job,))
-        learner.learn(order, task, digest_of(b"task"), lambda _uid, deltas=deltas: next(deltas, []))
+        learner.learn(order, PartlyLabelled.of(task), digest_of(b"task"), lambda _uid, deltas=deltas: next(deltas, []))
         checkpoints = [message for message in sent if isinstance(message, Checkpoint)]
         assert [checkpoint.steps for checkpoint in checkpoints] == [100, 200]
         assert checkpoints[-1].deltas_applied == 1

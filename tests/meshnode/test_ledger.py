@@ -411,8 +411,10 @@ def test_decisions_are_kept_by_content_and_go_with_their_task(path: Path) -> Non
             ledger.put_decision(row)
     with Ledger(path) as ledger:
         assert ledger.decisions() == (other, over, failed)
+        assert (ledger.last_decision(), ledger.decision_on("b", other.digest)) == (over, other)
+        assert ledger.decision_on("a", other.digest) is None
         ledger.drop_task("b")
-        assert ledger.decisions() == (failed,)
+        assert (ledger.decisions(), ledger.last_decision()) == ((failed,), None)
 
 
 def test_of_decisions_the_newest_are_kept(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
