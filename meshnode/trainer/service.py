@@ -104,6 +104,8 @@ class Trainer:
         self._decider = Decider(parts, settings.min_gain)
         self._history = History(parts.state.ledger)
         self._streaming = Streaming(parts, self._decider)
+        self._looked_with: object = None
+        """The router when files were last looked for."""
         self._waiting_on: dict[tuple[str, str], object] = {}
         """By name and digest of each task that waits, the router with which it was last looked at."""
         self._learned: tuple[TaskFile, ...] = ()
@@ -214,10 +216,15 @@ class Trainer:
             elif task is None:
                 self.status.state, self.status.task, self.status.stage = "idle", None, None
                 await self._specializing.measure(process, self._learned)
-                while not await self._idle(process, at_most_s=MEASURE_EVERY_S):
+                while not (await self._idle(process, at_most_s=MEASURE_EVERY_S) or self._can_judge_again()):
                     await self._specializing.measure(process, self._learned)
             else:
                 await self._learn(process, task)
+
+    def _can_judge_again(self) -> bool:
+        """Whether something waits until more is known, and more is: peers may have contributed."""
+        something_waits = self.status.unlabelled or any(stream.waiting for stream in self.streams)
+        return bool(something_waits) and self._parts.contributions.view is not self._looked_with
 
     def _note_loan(self, purpose: str) -> None:
         self.status.state, self.status.task, self.status.stage, self.status.reason = purpose, None, None, None
@@ -273,7 +280,7 @@ class Trainer:
         forgotten = self._parts.state.ledger.forgotten("task")
         wanted = [task for task in found.tasks if task.name not in forgotten]
         fresh = [task for task in wanted if states[task.name] is None]
-        view = self._parts.contributions.view
+        view = self._looked_with = self._parts.contributions.view
         waiting = [task for task in fresh if (task.name, task.digest) in self._waiting_on]
         self.status.unlabelled = tuple(task.name for task in waiting)
         self.status.reason = self._why_idle(len(found.tasks), len(wanted) < len(found.tasks))

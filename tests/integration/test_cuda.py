@@ -13,6 +13,7 @@ from integration_pulled import pull, transport_in
 from experts.architectures.mlp import MlpArchitecture
 from experts.averaging import Averaged, mean_of
 from experts.checkpoint import flat_parameters, load_flat, load_weights, weights_to_bytes
+from experts.data.partly import PartlyLabelled
 from experts.distillation import DistillationConfig
 from experts.router.fingerprint import statistics_fingerprint
 from experts.teachers.cnn import TeacherConfig
@@ -27,7 +28,8 @@ from meshnode.state.state import State
 from meshnode.trainer.interrupted import InterruptedRuns
 from meshnode.trainer.learning import Learner, LearnerConfig
 from meshnode.trainer.memory import ReplayMemory
-from meshnode.trainer.messages import Checkpoint, ExpertJob, Learn, Learned
+from meshnode.trainer.messages import Checkpoint, ExpertJob, Learn, Learned, PrivacyTerms
+from meshnode.trainer.publishing import Publisher
 from meshnode.trainer.teaching import Faculty, FacultyConfig
 from protocol.identifiers import Digest, ExpertUid, PeerId, digest_of
 

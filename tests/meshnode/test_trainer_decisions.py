@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from learning_nodes import learning, until
-from mesh_in_memory import announce_all, digits, memory_network, memory_node, memory_nodes
+from mesh_in_memory import announce_all, digits, memory_network, memory_node, memory_nodes, statistics_of
 
 from experts.data.npz import save_partly_labelled, save_task
 from experts.data.partly import PartlyLabelled
@@ -138,6 +138,26 @@ async def test_images_without_labels_wait_until_they_are_known(tmp_path: Path, d
         assert "waits for labels" in of_c["decision"]["reason"]  # type: ignore[index]
         assert len(node.host.experts) == 1
         assert node.contributions.own_samples(node.transport.peer_id, known.classes) == len(known)
+
+
+async def test_what_waits_is_looked_at_again_when_peers_have_contributed(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MEASURE_EVERY_S", 0.05)
+    np.savez(data / "a.npz", images=digits("0", "1").images[:64])
+    async with (
+        memory_nodes(memory_network(), "ab", tmp_path) as (a, b),
+        learning(a, tmp_path, data) as trainer,
+    ):
+        (first,) = await done(trainer, 1)
+        await until(lambda: trainer.status.state == "idle")
+        statistics = statistics_of("0", "1")
+        await a.contributions.contribute(b.key, "theirs", statistics, issued_at=a.transport.now_s())
+        await a.contributions.solve()
+        await until(lambda: trainer.history[0]["decided_at"] != first["decided_at"])
+        await until(lambda: trainer.history[0]["outcome"])
+        assert trainer.history[0]["decision"]["assessment"]["verdict"] == "undecided"  # type: ignore[index]
+        assert first["decision"]["assessment"]["verdict"] == "new"  # type: ignore[index]
 
 
 async def test_rows_without_labels_teach_but_are_never_counted(tmp_path: Path, data: Path) -> None:
