@@ -26,7 +26,7 @@ class StreamState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReadStreams(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Read on in all streams, a while or until tasks are found."""
+    """Read on in all streams, a while or until a task is found."""
 
     statistics: bytes | None
     """As in `Assess`."""
@@ -39,5 +39,5 @@ class StreamsRead(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """How far each stream is by now."""
 
     streams: tuple[StreamState, ...]
-    found: tuple[str, ...]
-    """Names of the tasks that were found, whose files are there."""
+    found: str | None
+    """Name of the task that was found, whose file is there; None if none was."""

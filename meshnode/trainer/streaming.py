@@ -55,6 +55,6 @@ class Streaming:
         answer = await process.receive()
         assert isinstance(answer, StreamsRead)
         self.states = answer.streams
-        for task in answer.found:
-            self._parts.telemetry.events.emit("task_found", task=task)
-        return bool(answer.found) or any(state.ready for state in answer.streams)
+        if answer.found is not None:
+            self._parts.telemetry.events.emit("task_found", task=answer.found)
+        return answer.found is not None or any(state.ready for state in answer.streams)

@@ -127,7 +127,7 @@ class Streams:
         return tuple(states), troubles
 
     def read(self, order: ReadStreams) -> StreamsRead:
-        """Read on in each, a while or until a task is found in it.
+        """Read on in each a while, those first that were read least; no further once a task is found.
 
         Raises:
             OSError: The disk is full or fails.
@@ -139,16 +139,17 @@ class Streams:
                 made.append(self._assessor.judge(order.statistics, order.known, order.learned))
             return made[0]
 
-        found = []
-        for state in self.look()[0]:
+        found = None
+        for state in sorted(self.look()[0], key=lambda state: state.batches):
             stream = self._streams[state.name]
             if not stream.found:
                 self._read_on(stream, order, judge)
                 self._save(stream)
             if stream.found:
-                found.append(stream.found_name)
+                found = stream.found_name
                 self._put_out(stream)
-        return StreamsRead(streams=self.look()[0], found=tuple(found))
+                break  # what others would bring is to be judged with this learned
+        return StreamsRead(streams=self.look()[0], found=found)
 
     def _read_on(self, stream: _Stream, order: ReadStreams, judge: Callable[[], Judge]) -> None:
         if self._looked_at.get(stream.name) != order:

@@ -104,16 +104,16 @@ def test_a_run_of_new_labels_begins_a_task_and_known_ones_are_gathered(
     monkeypatch.setattr(module, "INCREMENT_IMAGES", 128)
     pour(data, "1", ZEROS_ONES.images[:256], ZEROS_ONES.labels[:256])
     here = streams(tmp_path)
-    assert here.read(knowing()).found == ("s-0001",)
+    assert here.read(knowing()).found == "s-0001"
     assert found(tmp_path, "s-0001").labels == ZEROS_ONES.labels[:192], "three batches"
     pour(data, "2", TWOS_THREES.images[:192], TWOS_THREES.labels[:192])
     pour(data, "3", ZEROS_ONES.images[:64], ZEROS_ONES.labels[:64])
     read = here.read(knowing("0", "1"))
-    assert read.found == ("s-0002",)
+    assert read.found == "s-0002"
     assert found(tmp_path, "s-0002").labels == TWOS_THREES.labels[:192]
     assert (read.streams[0].batches, read.streams[0].gathered) == (7, 64)
     read = here.read(knowing("0", "1", "2", "3"))
-    assert read.found == ("s-0003",)
+    assert read.found == "s-0003"
     assert found(tmp_path, "s-0003").labels == ZEROS_ONES.labels[192:256] + ZEROS_ONES.labels[:64]
     (state,) = read.streams
     assert (state.batches, state.tasks, state.waiting, state.gathered, state.ready) == (8, 3, 0, 0, False)
@@ -123,11 +123,11 @@ def test_what_is_new_waits_for_a_label_and_then_the_task_has_all_of_it(tmp_path:
     pour(data, "1", ZEROS_ONES.images[:256])
     here = streams(tmp_path)
     read = here.read(knowing())
-    assert (read.found, read.streams[0].waiting) == ((), 4)
+    assert (read.found, read.streams[0].waiting) == (None, 4)
     pour(data, "2", ZEROS_ONES.images[256:], [*ZEROS_ONES.labels[256:270], *[None] * (len(ZEROS_ONES) - 270)])
     assert len(ZEROS_ONES) < 320  # so that the batch needs more
     pour(data, "3", TWOS_THREES.images[:64])
-    assert here.read(knowing()).found == ("s-0001",)
+    assert here.read(knowing()).found == "s-0001"
     task = found(tmp_path, "s-0001")
     assert len(task) == 320
     assert [label for label in task.labels if label is not None] == list(ZEROS_ONES.labels[256:270])
@@ -166,10 +166,21 @@ def test_a_kill_at_any_moment_loses_and_repeats_nothing(
     again = streams(tmp_path)
     assert again.look()[0][0].ready
     # Whatever is known by then: a task that was found stays one.
-    assert again.read(knowing("0", "1") if moment != "before the state" else knowing()).found == ("s-0001",)
+    assert again.read(knowing("0", "1") if moment != "before the state" else knowing()).found == "s-0001"
     assert found(tmp_path, "s-0001").labels == ZEROS_ONES.labels[:192]
     (state,) = streams(tmp_path).read(knowing("0", "1")).streams
     assert (state.batches, state.tasks, state.gathered) == (4, 1, 64)
+
+
+def test_streams_take_turns(tmp_path: Path, data: Path) -> None:
+    for name, task in (("s", ZEROS_ONES), ("t", TWOS_THREES)):
+        (data / f"{name}.stream").mkdir(exist_ok=True)
+        save_partly_labelled(data / f"{name}.stream" / "1.npz", PartlyLabelled.of(task.select(range(256))))
+    here = streams(tmp_path)
+    assert here.read(knowing()).found == "s-0001"
+    assert here.read(knowing("0", "1")).found == "t-0001", "the other one first, though both have more"
+    last = here.read(knowing(*"0123"))
+    assert (last.found, [(state.batches, state.gathered) for state in last.streams]) == (None, [(4, 64), (4, 64)])
 
 
 def test_a_damaged_state_is_named_and_other_streams_go_on(tmp_path: Path, data: Path) -> None:
@@ -188,7 +199,7 @@ def test_people_s_files_keep_their_names_and_found_ones_have_a_bound(
 ) -> None:
     (data / "s-0001.npz").write_bytes(b"theirs")
     pour(data, "1", ZEROS_ONES.images[:192], ZEROS_ONES.labels[:192])
-    assert streams(tmp_path).read(knowing()).found == ("s-0002",)
+    assert streams(tmp_path).read(knowing()).found == "s-0002"
     folder = TaskFolder(data, tmp_path / "found")
     size = (tmp_path / "found" / "s-0002.npz").stat().st_size
     monkeypatch.setattr(task_folder, "FOUND_BYTES", 2 * size + 1)
