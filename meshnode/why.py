@@ -197,6 +197,15 @@ def _decisions(status: Status) -> Sequence[Reason]:
             "known; `meshnode train history` has the distances."
         )
         told.append(Reason("decisions", f"{_count(len(unlabelled), 'task file')} undecided", why, change))
+    for stream in training.get("streams") or ():
+        if stream["waiting"]:
+            why = (
+                "three new ones in a row, with some label among them, begin a task; without labels too little may be "
+                "held out to tell what is new"
+            )
+            change = "Nothing: they are looked at again whenever more is known. New classes need labels to be learned."
+            state = f"{_count(stream['waiting'], 'batch')} of stream {stream['name']} wait"
+            told.append(Reason("decisions", state, why, change))
     last = training.get("decided")
     if not isinstance(last, Mapping) or not isinstance(last.get("decision"), Mapping):
         return told or [Reason("decisions", "none yet")]
@@ -375,5 +384,5 @@ def _named(items: Sequence[str]) -> str:
 
 
 def _count(number: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    plural = f"{noun}es" if noun.endswith(("s", "ch")) else f"{noun}s"
     return f"{number} {noun if number == 1 else plural}"

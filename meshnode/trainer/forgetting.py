@@ -52,6 +52,7 @@ def forget(
     """Delete what is kept of a task, or say what that would be. Deleting again what is gone does nothing."""
     of_runs = runs.of(order.experts, order.digests)
     has_teacher, num_logits = faculty.has_own(order.task), faculty.num_kept
+    found_file = tasks.has_found(order.task)
     leaving = memory.leaving(order.task, order.digests, order.classes)
     if not order.dry_run:
         memory.forget(order.task, order.digests, order.classes)
@@ -67,6 +68,7 @@ def forget(
         runs=len(of_runs),
         replay_samples=len(memory),
         waiting=publisher.waiting,
+        found_file=found_file,
     )
 
 

@@ -351,6 +351,8 @@ class Forgotten(_Message, frozen=True):
     """Images left in the memory."""
     waiting: dict[str, dict[str, int]]
     """As in `TrainerReady`, after it."""
+    found_file: bool
+    """Whether the trainer had its file, as of a task that was found in a stream."""
 
 
 class Redistilled(_Message, frozen=True):

@@ -98,6 +98,10 @@ class TaskFolder:
             total -= file.stat().st_size
             file.unlink()
 
+    def has_found(self, name: str) -> bool:
+        """Whether there is a file of a task that was found."""
+        return (self._found / f"{name}.npz").exists()
+
     def drop_found(self, name: str) -> None:
         """Delete a task that was found; people's own file stays."""
         (self._found / f"{name}.npz").unlink(missing_ok=True)

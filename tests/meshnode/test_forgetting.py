@@ -116,6 +116,8 @@ async def test_a_task_that_was_found_in_a_stream_goes_with_its_file(tmp_path: Pa
         assert "found/s-0001.npz" in here.kept()
         report = await here.forget(task="s-0001")
         assert kinds(report)["replay images"] == 192
+        assert kinds(report)["file found in a stream"] == 1
+        assert "file" not in {left.kind for left in report.not_forgotten}
         assert here.kept().keys() == {"replay.msgpack", "published.msgpack", "streams/s.state"}
         assert here.trainer.history == ()
         here.trainer.look_again()

@@ -143,6 +143,13 @@ def test_files_that_wait_for_labels_are_told_by_name() -> None:
     assert "labels" in (reason.change or "")
 
 
+def test_batches_of_a_stream_that_wait_are_told() -> None:
+    streams = [{"name": "s", "waiting": 3}, {"name": "t", "waiting": 0}]
+    reason = only(training(state="learning", streams=streams))
+    assert (reason.topic, reason.state) == ("decisions", "3 batches of stream s wait")
+    assert "three new ones in a row" in (reason.why or "")
+
+
 def test_averaging_can_be_off_or_have_nobody_to_average_with() -> None:
     assert only(averaging(enabled=False)).state == "off"
     assert "no expert hosted here has a replica" in (only(averaging(replicated=0)).why or "")
