@@ -306,6 +306,12 @@ class Contributions:
         self._indices |= {index} if index else set()
         return index
 
+    async def statistics(self) -> bytes | None:
+        """Count, mean and scatter of all that is held, merged, as they would travel; None before any."""
+        if not self._held:
+            return None
+        return await self._compute.run_own(lambda: self._sum.statistics().to_bytes())
+
     async def solve(self) -> None:
         """Merge and solve, unless nothing has changed since the last time. The old router serves meanwhile."""
         async with self._solving:

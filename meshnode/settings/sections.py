@@ -290,6 +290,10 @@ class TrainSection(_Section):
     learned."""
     gamma: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the replay term, that keeps an updated expert at what it answered before."""
+    min_gain: float = Field(default=0.005, ge=-1, le=1)
+    """What a short trial of an expert on a task's images must bring for the expert to learn the task, as a share of
+    accuracy on images that were held out. Less, and it is reused as it is: it neither trains nor travels. -1 tries
+    nothing and always learns."""
     replay_samples: int = Field(default=200, ge=1, le=1_000_000)
     """Images kept of the past; they never leave this machine."""
     own_teacher: bool = True

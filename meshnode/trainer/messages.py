@@ -9,10 +9,15 @@ from typing import Any, BinaryIO, Literal
 
 import msgspec
 
+from meshnode.trainer.assess_messages import Assess, Assessed
+from meshnode.trainer.stream_messages import ReadStreams, StreamsRead, StreamState
+from meshnode.trainer.task_file import TaskFile
 from protocol.lineage import Accuracy, LayerTransfer
 
 __all__ = [
     "AddDelta",
+    "Assess",
+    "Assessed",
     "Checkpoint",
     "Compare",
     "Compared",
@@ -31,12 +36,15 @@ __all__ = [
     "MigrationFailed",
     "PrivacyTerms",
     "Progress",
+    "ReadStreams",
     "Redistil",
     "Redistilled",
     "Scan",
     "Settings",
     "Setup",
     "Statistics",
+    "StreamState",
+    "StreamsRead",
     "TaskFile",
     "Tasks",
     "TeacherChoice",
@@ -131,7 +139,7 @@ class ExpertJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Learn(_Message, frozen=True):
-    """Learn one task: statistics, a teacher, then each expert."""
+    """Learn one task: statistics, a teacher, then each expert. Without experts, statistics and replay memory alone."""
 
     run: int
     task: str
@@ -144,13 +152,6 @@ class AddDelta(_Message, frozen=True):
     run: int
     uid: str
     delta: bytes
-
-
-class TaskFile(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    digest: str
-    classes: dict[str, int]
-    """Samples per class name."""
 
 
 class Measure(_Message, frozen=True):
@@ -224,7 +225,7 @@ class Redistil(_Message, frozen=True):
     tasks: tuple[TaskFile, ...]
 
 
-ToTrainer = Setup | Scan | Learn | AddDelta | Measure | Migrate | Compare | Forget | Redistil
+ToTrainer = Setup | Scan | ReadStreams | Assess | Learn | AddDelta | Measure | Migrate | Compare | Forget | Redistil
 
 
 class TrainerReady(_Message, frozen=True):
@@ -238,11 +239,13 @@ class TrainerReady(_Message, frozen=True):
 
 
 class Tasks(_Message, frozen=True):
-    """Readable task files in name order, the unreadable ones and the unusable teachers, each with the reason."""
+    """Readable task files in name order, how far streams are, and what cannot be used of files, streams and teachers,
+    each with the reason."""
 
     tasks: tuple[TaskFile, ...]
     unreadable: dict[str, str]
     unusable_teachers: dict[str, str]
+    streams: tuple[StreamState, ...] = ()
 
 
 class Statistics(_Message, frozen=True):
@@ -348,6 +351,8 @@ class Forgotten(_Message, frozen=True):
     """Images left in the memory."""
     waiting: dict[str, dict[str, int]]
     """As in `TrainerReady`, after it."""
+    found_file: bool
+    """Whether the trainer had its file, as of a task that was found in a stream."""
 
 
 class Redistilled(_Message, frozen=True):
@@ -361,6 +366,8 @@ class Redistilled(_Message, frozen=True):
 FromTrainer = (
     TrainerReady
     | Tasks
+    | StreamsRead
+    | Assessed
     | Statistics
     | Progress
     | Checkpoint

@@ -47,6 +47,8 @@ class TrainerState:
     """Teachers named by the settings that cannot be loaded, each with the reason."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """Task files that could not be learned as they are, by name, each with the reason if it was in this run."""
+    unlabelled: tuple[str, ...] = ()
+    """Task files that wait for labels, or until more is known."""
     restarts: int = 0
     pid: int | None = None
 

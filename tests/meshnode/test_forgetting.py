@@ -15,6 +15,7 @@ from mesh_in_memory import MESH, announce_all, digits, memory_network, memory_no
 from successions import migrate
 
 from experts.data.dataset import ImageDataset
+from experts.data.npz import save_task
 from meshnode.errors import NodeError, NoSuchPeerOrExpert, Refused
 from meshnode.forget_order import ForgetReport
 from meshnode.trainer import service as module
@@ -105,6 +106,25 @@ async def test_a_generation_of_before_the_task_that_is_still_kept_is_what_it_goe
         assert torch.equal(here.weights(uid), before)
 
 
+async def test_a_task_that_was_found_in_a_stream_goes_with_its_file(tmp_path: Path) -> None:
+    async with forgetting_node(memory_network(), "a", tmp_path) as here:
+        assert here.trainer is not None
+        (here.tasks / "s.stream").mkdir()
+        save_task(here.tasks / "s.stream" / "1.npz", OF_0_1.select(range(192)))
+        here.trainer.look_again()
+        await until(lambda: here.trainer.history)  # type: ignore[union-attr]
+        assert "found/s-0001.npz" in here.kept()
+        report = await here.forget(task="s-0001")
+        assert kinds(report)["replay images"] == 192
+        assert kinds(report)["file found in a stream"] == 1
+        assert "file" not in {left.kind for left in report.not_forgotten}
+        assert here.kept().keys() == {"replay.msgpack", "published.msgpack", "streams/s.state"}
+        assert here.trainer.history == ()
+        here.trainer.look_again()
+        await until(lambda: here.trainer.status.state == "idle")  # type: ignore[union-attr]
+        assert (here.node.host.experts, here.trainer.history) == ({}, ())
+
+
 async def test_it_is_not_learned_again_until_that_is_allowed_and_then_it_counts_again(tmp_path: Path) -> None:
     network = memory_network()
     async with forgetting_node(network, "a", tmp_path) as here:
@@ -117,8 +137,8 @@ async def test_it_is_not_learned_again_until_that_is_allowed_and_then_it_counts_
         await until(lambda: here.trainer.status.state == "idle")  # type: ignore[union-attr]
         assert "forgotten" in str(here.trainer.status.reason)
         await here.forget(task="gone", undo=True)
-        await until(lambda: here.trainer.history)  # type: ignore[union-attr]
-        assert here.trainer.history[0]["task"] == "gone"
+        await until(lambda: len(here.trainer.history) == 2)  # type: ignore[union-attr]
+        assert here.trainer.history[-1]["task"] == "gone"
         assert here.node.host.experts.keys() == {uid_of("0", "1"), uid_of("2", "3")}
         assert here.node.contributions.version_of(here.node.peer_id, "gone") == 3
         with pytest.raises(Refused):
