@@ -8,14 +8,17 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgspec import UnsetType
+
 from experts.architectures.base import Architecture
+from experts.continual.sizing import choose_architecture
 from experts.errors import ExpertsError
 from experts.router.fingerprint import statistics_fingerprint
 from experts.trunk.base import Trunk
 from experts.trunk.codec import trunk_from_bytes
 from meshnode.blobs import BlobPuller
 from meshnode.errors import MeshUnreadable
-from meshnode.forms import architecture_of
+from meshnode.forms import architecture_of, form_of
 from meshnode.logs import get_logger
 from meshnode.state.state import State
 from meshnode.transport.interface import Transport
@@ -57,6 +60,17 @@ class Mesh:
     def fingerprint(self) -> str:
         """Of statistics over this mesh's features, which are those of its trunk."""
         return statistics_fingerprint(self.spec.trunk, b"")
+
+    def form_for(self, num_classes: int) -> ExpertForm:
+        """The form of an expert that is spawned for so many classes, the same on every node.
+
+        Raises:
+            SettingOutOfRange: Not even a linear expert for them is within the mesh's budget.
+        """
+        budget = self.spec.expert_budget
+        if isinstance(budget, UnsetType):
+            return self.spec.expert
+        return form_of(choose_architecture(self.spec.feature_dim, num_classes, max_parameters=budget))
 
     def architecture(self, form: ExpertForm, num_classes: int) -> Architecture:
         """The architecture of this form for so many classes, reading this mesh's features.

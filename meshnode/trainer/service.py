@@ -379,10 +379,11 @@ class Trainer:
 
     async def _spawn(self, classes: tuple[str, ...]) -> ExpertUid:
         mesh = self._parts.mesh
-        uid = mesh.uid_of(classes, mesh.spec.expert)
+        form = mesh.form_for(len(classes))
+        uid = mesh.uid_of(classes, form)
         async with self._parts.replicas.adopting:  # a peer may have spawned it, and placement adopt it just now
             if uid not in self._parts.host.experts:
-                architecture = mesh.architecture(mesh.spec.expert, len(classes))
+                architecture = mesh.architecture(form, len(classes))
                 await self._parts.host.adopt(uid, classes, architecture, None)
                 self._parts.telemetry.events.emit("expert_hosted", expert=uid, classes=classes, cause="new")
         return uid
