@@ -92,6 +92,16 @@ class Mesh:
         """
         return expert_uid(self.mesh_id, Digest(self.architecture(form, len(classes)).digest()), classes, ancestors)
 
+    def uid_of_begun(self, classes: tuple[str, ...], form: ExpertForm) -> ExpertUid:
+        """The uid of the expert that is spawned in this form for these classes, but begins as an expert of others.
+
+        It has the plain one's place, and its own first weights: `protocol.lineage.Source`. Whichever expert it begins
+        as, the uid is the same: of all beginnings of one expert, one is to be left.
+
+        Raises: As `uid_of`.
+        """
+        return self.uid_of(classes, form, (self.uid_of(classes, form),))
+
     def objection_to(self, advert: ExpertAdvert) -> str | None:
         """Why an advertised expert does not count here; None if its uid is that of the expert it describes.
 

@@ -9,10 +9,13 @@ from typing import Any, BinaryIO, Literal
 
 import msgspec
 
+from experts.continual.decision import StartEvidence
 from protocol.lineage import Accuracy, LayerTransfer
 
 __all__ = [
     "AddDelta",
+    "Begin",
+    "Begun",
     "Checkpoint",
     "Compare",
     "Compared",
@@ -34,8 +37,10 @@ __all__ = [
     "Redistil",
     "Redistilled",
     "Scan",
+    "Seek",
     "Settings",
     "Setup",
+    "Sought",
     "Statistics",
     "TaskFile",
     "Tasks",
@@ -224,7 +229,35 @@ class Redistil(_Message, frozen=True):
     tasks: tuple[TaskFile, ...]
 
 
-ToTrainer = Setup | Scan | Learn | AddDelta | Measure | Migrate | Compare | Forget | Redistil
+class Seek(_Message, frozen=True):
+    """Say which expert a task's images of some classes are most like."""
+
+    task: TaskFile
+    classes: tuple[str, ...]
+    """Of the expert that is to be spawned."""
+    statistics: bytes
+    """The router's, of all that the mesh knows."""
+    experts: dict[str, tuple[str, ...]]
+    """Classes by uid."""
+
+
+class Begin(_Message, frozen=True):
+    """Try both beginnings of an expert on a task's images, without a lesson being taken."""
+
+    task: TaskFile
+    uid: str
+    """Of the expert that begins at random, from which those weights follow."""
+    classes: tuple[str, ...]
+    architecture: dict[str, Any]
+    nearest: str
+    """Uid of the expert that it may begin as."""
+    nearest_classes: tuple[str, ...]
+    nearest_weights: ExpertWeights
+    margin: float
+    """By how much that has to be better."""
+
+
+ToTrainer = Setup | Scan | Learn | AddDelta | Measure | Migrate | Compare | Forget | Redistil | Seek | Begin
 
 
 class TrainerReady(_Message, frozen=True):
@@ -358,6 +391,27 @@ class Redistilled(_Message, frozen=True):
     """Their names."""
 
 
+class Sought(_Message, frozen=True):
+    """The expert that the images are most like."""
+
+    nearest: str | None
+    """Its uid; None if nothing can be said, or a trial would have too little to judge by."""
+    reason: str = ""
+    """Why there is none."""
+
+
+class Begun(_Message, frozen=True):
+    """The better one of two beginnings."""
+
+    weights: bytes
+    """Before any step."""
+    initial: str
+    """Digest of the random ones."""
+    evidence: StartEvidence
+    layers: tuple[LayerTransfer, ...]
+    """What was carried over; empty if nothing was."""
+
+
 FromTrainer = (
     TrainerReady
     | Tasks
@@ -372,6 +426,8 @@ FromTrainer = (
     | Compared
     | Forgotten
     | Redistilled
+    | Sought
+    | Begun
 )
 
 _to_trainer: msgspec.msgpack.Decoder[ToTrainer] = msgspec.msgpack.Decoder(ToTrainer)

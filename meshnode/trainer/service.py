@@ -5,6 +5,7 @@ again and goes on with the interrupted task from the last checkpoint; the node g
 """
 
 import asyncio
+import dataclasses
 import time
 from collections import deque
 from contextlib import AbstractAsyncContextManager
@@ -41,6 +42,7 @@ from meshnode.trainer.messages import (
 )
 from meshnode.trainer.parts import TrainerParts, TrainerState, privacy_terms, worker_settings
 from meshnode.trainer.process import TrainerDied, TrainerProcess
+from meshnode.trainer.spawning import Spawning
 from protocol.errors import CallFailed, RefusedInput
 from protocol.identifiers import Digest, ExpertUid
 
@@ -96,6 +98,9 @@ class Trainer:
         self._run = 0
         self._training: frozenset[ExpertUid] = frozenset()
         self._look_again = asyncio.Event()
+        self._spawning = Spawning(parts)
+        self._start: dict[str, object] = {}
+        """As ``start``, how the beginning of the expert was chosen that was spawned for the task under way."""
         self._lending = Lending(wanted=self.look_again, lent=self._note_loan)
         self._failures: dict[str, str] = {}
         """Why tasks failed in this run of the daemon, by name."""
@@ -291,7 +296,7 @@ class Trainer:
     async def _learn(self, process: TrainerProcess, task: TaskFile) -> None:
         self._run += 1
         self.status.state, self.status.task, self.status.stage = "learning", task.name, "preparing"
-        self.status.reason = None
+        self.status.reason, self._start = None, {}
         try:
             uids = await self._experts_for(task)
             self._training = frozenset(uids)
@@ -374,19 +379,15 @@ class Trainer:
         for uid in uids:
             await self._parts.replicas.pull(uid)
         if plan.spawn:
-            uids.append(await self._spawn(plan.spawn))
+            uids.append(await self._spawn(task, plan.spawn))
         return uids
 
-    async def _spawn(self, classes: tuple[str, ...]) -> ExpertUid:
-        mesh = self._parts.mesh
-        form = mesh.form_for(len(classes))
-        uid = mesh.uid_of(classes, form)
-        async with self._parts.replicas.adopting:  # a peer may have spawned it, and placement adopt it just now
-            if uid not in self._parts.host.experts:
-                architecture = mesh.architecture(form, len(classes))
-                await self._parts.host.adopt(uid, classes, architecture, None)
-                self._parts.telemetry.events.emit("expert_hosted", expert=uid, classes=classes, cause="new")
-        return uid
+    async def _spawn(self, task: TaskFile, classes: tuple[str, ...]) -> ExpertUid:
+        assert self._process is not None
+        spawned = await self._spawning.spawn(self._process, task, classes)
+        if spawned.start is not None:
+            self._start = {"start": dataclasses.asdict(spawned.start)}
+        return spawned.uid
 
     async def _job(self, uid: ExpertUid) -> ExpertJob:
         expert = self._parts.host.get(uid)
@@ -407,7 +408,7 @@ class Trainer:
         """Remember that a task is done with. A failed one is not tried again until its file changes."""
         row = TaskRow(name=task.name, digest=Digest(task.digest), state=outcome, learned_at=time.time())
         self._parts.state.ledger.put_task(row)
-        self.history.append({"task": task.name, "outcome": outcome, "classes": task.classes, **facts})
+        self.history.append({"task": task.name, "outcome": outcome, "classes": task.classes, **facts, **self._start})
         if outcome == FAILED:
             self._failures[task.name] = str(facts["reason"])
         level: Literal["info", "warning"] = "info" if outcome == LEARNED else "warning"

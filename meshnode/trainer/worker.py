@@ -39,6 +39,7 @@ from experts.router.fingerprint import statistics_fingerprint  # noqa: E402
 from experts.teachers.cnn import TeacherConfig  # noqa: E402
 from experts.trunk.codec import trunk_from_bytes  # noqa: E402
 from meshnode.logs import configure_logs, get_logger  # noqa: E402
+from meshnode.trainer.beginning import Beginner  # noqa: E402
 from meshnode.trainer.forgetting import Redistiller, forget  # noqa: E402
 from meshnode.trainer.interrupted import InterruptedRuns  # noqa: E402
 from meshnode.trainer.learning import Learner, LearnerConfig  # noqa: E402
@@ -46,6 +47,7 @@ from meshnode.trainer.measuring import GateMeter  # noqa: E402
 from meshnode.trainer.memory import ReplayMemory  # noqa: E402
 from meshnode.trainer.messages import (  # noqa: E402
     AddDelta,
+    Begin,
     Compare,
     Forget,
     FromTrainer,
@@ -56,6 +58,7 @@ from meshnode.trainer.messages import (  # noqa: E402
     MigrationFailed,
     Redistil,
     Scan,
+    Seek,
     Setup,
     TaskFile,
     Tasks,
@@ -155,6 +158,7 @@ class _Worker:
         self._migrator = Migrator(
             trunk, memory, self._same_file, config.distillation, seed=settings.seed, send=self._send
         )
+        self._beginner = Beginner(trunk, self._same_file, config.distillation, seed=settings.seed)
         told = self._publisher
         self._send(TrainerReady(replay_samples=len(memory), waiting=told.waiting, increments=told.increments))
 
@@ -174,6 +178,8 @@ class _Worker:
                     self._send(forget(order, self._memory, self._faculty, self._runs, self._publisher))
                 case Redistil():
                     self._redistil(order)
+                case Seek() | Begin():
+                    self._begin(order)
                 case _:
                     raise AssertionError(f"unexpected {type(order).__name__}")
 
@@ -198,6 +204,13 @@ class _Worker:
     def _redistil(self, order: Redistil) -> None:
         try:
             done = self._redistiller.redistil(order)
+        except (ExpertsError, OSError) as exc:
+            done = LearningFailed(reason=str(exc))
+        self._send(done)
+
+    def _begin(self, order: Seek | Begin) -> None:
+        try:
+            done = self._beginner.seek(order) if isinstance(order, Seek) else self._beginner.begin(order)
         except (ExpertsError, OSError) as exc:
             done = LearningFailed(reason=str(exc))
         self._send(done)
