@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from forgetting_nodes import forgetting_node
 from mesh_in_memory import MESH, digits, memory_network, memory_node
 from spawning_nodes import BEGUN, DIGITS, PLAIN, RENAMED, SpawningNode, announce, renamed, spawning_node
 
@@ -137,3 +138,18 @@ async def test_what_a_peer_has_spawned_while_beginnings_were_tried_is_pulled(
         assert b.node.host.experts.keys() == {PLAIN}
         assert b.told("expert_hosted") == []
         assert b.node.state.ledger.generations(PLAIN)[-1].cause == "adopted"
+
+
+async def test_what_began_as_an_expert_goes_with_the_task_that_one_has_learned(tmp_path: Path) -> None:
+    async with forgetting_node(memory_network(), "a", tmp_path, steps=200) as one:
+        await one.learn("first", digits(*DIGITS))
+        await one.node.announce()
+        await one.learn("second", TASK)
+        assert one.node.host.experts.keys() == {FIRST, BEGUN}
+        # Looking at what would happen changes nothing, and has both in it.
+        would = await one.forget(task="first", dry_run=True)
+        assert {fate.uid for fate in (*would.retired, *would.redistilled)} == {FIRST, BEGUN}
+        await one.forget(task="first")
+        held = one.node.state.hosted_experts()
+        assert all("first" not in (one.node.state.ledger.generations(row.uid)[0].tasks or ()) for row in held)
+        assert BEGUN not in one.node.host.experts
