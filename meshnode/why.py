@@ -31,7 +31,7 @@ _ABANDONED = {
     "differing_origins": (
         "a member's replica descends from other weights",
         (
-            "Nothing if both nodes spawned it: one of them gives its own up once no task is under way. Else drop one, or "
+            "Nothing if both nodes spawned it: one gives its own up once no task is under way. Else drop one, or "
             "import it as an expert of its own: parameters of different origin have no mean."
         ),
     ),
