@@ -1,5 +1,8 @@
 """Of several beginnings of one expert the records say which is left, and only who can have that gives up its own."""
 
+import asyncio
+import random
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from meshnode.following import Following
 from meshnode.hosted import BEGUN, Descent
 from meshnode.settling import Settling
 from meshnode.state.rows import TaskRow
-from protocol.errors import UnknownBlob
+from protocol.errors import UnknownBlob, UnknownExpert
 from protocol.identifiers import ExpertUid, digest_of
 from protocol.lineage import Accuracy, Lineage, Source, Succession, encode_lineage
 
@@ -57,7 +60,13 @@ def settling(node: MemoryNode) -> Settling:
 async def settle(*nodes: MemoryNode) -> None:
     await announce_all(nodes)
     for node in nodes:
-        for uid in tuple(node.host.experts):
+        await settle_all(node)
+
+
+async def settle_all(node: MemoryNode) -> None:
+    for uid in tuple(node.host.experts):
+        # What has gone meanwhile is asked for in vain, and the next records tell of it.
+        with suppress(UnknownBlob, UnknownExpert):
             await settling(node).settle(uid)
 
 
@@ -149,3 +158,24 @@ async def test_experts_that_began_elsewhere_are_nothing_to_settle(tmp_path: Path
         await b.spawn("0", "1")
         await settle(a, b)
         assert (a.host.experts.keys(), b.host.experts.keys()) == ({new.uid}, {ANOTHER})
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_was_begun_where_and_whoever_has_heard_of_it_one_is_left(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    async with memory_nodes(memory_network(), "abcde", tmp_path) as nodes:
+        for node in nodes:
+            seeds = rng.choice(["plain", "x", "y"])
+            await (node.spawn(*CLASSES) if seeds == "plain" else begin(node, seeds))
+        for _ in range(3):  # some say what they hold, some look, and those act by what they know
+            for node in rng.sample(nodes, 3):
+                await node.announce()
+            for node in rng.sample(nodes, 3):
+                await node.directory.refresh()
+            await asyncio.gather(*(settle_all(node) for node in rng.sample(nodes, 2)))
+        for _ in range(2):
+            await announce_all(nodes)
+            await asyncio.gather(*(settle_all(node) for node in nodes))
+        held = {(expert.uid, expert.lineage) for node in nodes for expert in node.host.experts.values()}
+        assert len(held) == 1
+        assert len({expert.origin for node in nodes for expert in node.host.experts.values()}) == 1

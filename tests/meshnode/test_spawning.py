@@ -1,6 +1,8 @@
 """A spawned expert begins where it measures better, and says what it began as."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from spawning_nodes import BEGUN, DIGITS, PLAIN, RENAMED, SpawningNode, announce
 
 from experts.checkpoint import weights_to_bytes
 from meshnode.logs import configure_logs
+from meshnode.trainer import service
 from meshnode.trainer import spawning as module
 from protocol.identifiers import digest_of
 from protocol.lineage import Source, decode_lineage
@@ -138,6 +141,25 @@ async def test_what_a_peer_has_spawned_while_beginnings_were_tried_is_pulled(
         assert b.node.host.experts.keys() == {PLAIN}
         assert b.told("expert_hosted") == []
         assert b.node.state.ledger.generations(PLAIN)[-1].cause == "adopted"
+
+
+async def test_a_worker_that_dies_in_the_trial_is_started_again_and_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "RESTART_S", 0.05)
+    async with spawning_node(memory_network(), "a", tmp_path) as a:
+        await taught(a)
+        tried = module.Spawning._tried
+
+        async def killed(*args: object) -> object:
+            monkeypatch.setattr(module.Spawning, "_tried", tried)
+            assert a.trainer.status.pid is not None
+            os.kill(a.trainer.status.pid, signal.SIGKILL)
+            return await tried(*args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(module.Spawning, "_tried", killed)
+        start = (await a.learn("second", TASK))["start"]
+        assert (start["chosen"], a.expert.uid, a.trainer.status.restarts) == ("transferred", BEGUN, 1)
 
 
 async def test_what_began_as_an_expert_goes_with_the_task_that_one_has_learned(tmp_path: Path) -> None:
