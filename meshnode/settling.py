@@ -15,6 +15,8 @@ so that what was learned on both sides is in what is left. A task whose file is 
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -40,6 +42,10 @@ __all__ = ["Beginning", "Settling"]
 
 log = get_logger(__name__)
 
+RETRY_S = 60.0
+"""What could not be taken over is left alone for so long: each try pulls weights, and keeps the trainer from its tasks.
+"""
+
 
 class Beginning(NamedTuple):
     """What replicas share that have a mean."""
@@ -56,6 +62,7 @@ class Settling:
     Attributes:
         trainer: Learns again; None where training is off.
         let_go: Waits until no round of an expert is under way.
+        now_s: A clock of any origin.
     """
 
     mesh: Mesh
@@ -66,7 +73,9 @@ class Settling:
     trainer: Trainer | None
     let_go: Callable[[ExpertUid], Awaitable[None]]
     telemetry: Telemetry = field(default_factory=Telemetry)
+    now_s: Callable[[], float] = time.monotonic
     _looked: asyncio.Event = field(default_factory=asyncio.Event)
+    _again_at_s: dict[ExpertUid, float] = field(default_factory=dict)
 
     def look_again(self) -> None:
         """The directory was read anew."""
@@ -78,13 +87,16 @@ class Settling:
             await self._looked.wait()
             self._looked.clear()
             for uid in tuple(self.host.experts):
-                try:
-                    await self.settle(uid)
-                except (ModuleMeshError, NodeError, ExpertsError, TrainerDied, OSError) as failure:
-                    # The records that come next may say otherwise, or its peer be there again.
-                    log.warning(
-                        "another beginning of an expert cannot be taken over yet", expert=uid, reason=str(failure)
-                    )
+                if self.now_s() >= self._again_at_s.get(uid, -math.inf):
+                    await self._try(uid)
+
+    async def _try(self, uid: ExpertUid) -> None:
+        try:
+            await self.settle(uid)
+        except (ModuleMeshError, NodeError, ExpertsError, TrainerDied, OSError) as failure:
+            # The records may say otherwise by then, or its peer be there again.
+            self._again_at_s[uid] = self.now_s() + RETRY_S
+            log.warning("another beginning of an expert cannot be taken over yet", expert=uid, reason=str(failure))
 
     async def settle(self, uid: ExpertUid) -> None:
         """Host another beginning of the expert `uid` instead, if that is the one to be left.

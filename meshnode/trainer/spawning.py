@@ -77,7 +77,7 @@ class Spawning:
         mesh, host = self._parts.mesh, self._parts.host
         form = mesh.form_for(len(classes))
         plain, begun = mesh.uid_of(classes, form), mesh.uid_of_begun(classes, form)
-        # What was rolled back or dropped is not to come back by itself.
+        # What was rolled back here is not to come back by itself.
         may_begin = host.find(begun) is None and not self._parts.state.is_declined(begun)
         parent = await self._nearest(worker, task, classes) if may_begin else None
         tried = None if parent is None else await self._tried(worker, task, classes, form, parent)
@@ -107,11 +107,19 @@ class Spawning:
 
     async def _nearest(self, worker: TrainerProcess, task: TaskFile, classes: tuple[str, ...]) -> _Parent | None:
         """The expert that the task is most like, with its weights; None if there is none, or they cannot be had."""
-        host = self._parts.host
+        try:
+            uid = await self._sought(worker, task, classes)
+            return None if uid is None else await self._parent(uid)
+        except (ModuleMeshError, ExpertsError, OSError) as failure:
+            log.info("there is no expert to begin as", task=task.name, reason=str(failure))
+            return None
+
+    async def _sought(self, worker: TrainerProcess, task: TaskFile, classes: tuple[str, ...]) -> ExpertUid | None:
+        """Raises ExpertsError if the router's statistics say nothing."""
         experts: dict[str, tuple[str, ...]] = {
             uid: listing.classes for uid, listing in self._parts.directory.current().items()
         }
-        experts |= {uid: expert.classes for uid, expert in host.experts.items()}
+        experts |= {uid: expert.classes for uid, expert in self._parts.host.experts.items()}
         statistics = await self._parts.contributions.merged() if experts else None
         if statistics is None:
             return None
@@ -122,14 +130,9 @@ class Spawning:
             sought = Sought(nearest=None, reason=sought.reason)
         assert isinstance(sought, Sought)
         if sought.nearest is None:
-            log.debug("no expert to begin as", task=task.name, reason=sought.reason)
+            log.debug("there is no expert to begin as", task=task.name, reason=sought.reason)
             return None
-        uid = ExpertUid(Digest(sought.nearest))
-        try:
-            return await self._parent(uid)
-        except (ModuleMeshError, ExpertsError, OSError) as failure:
-            log.info("the nearest expert cannot be had to begin as", expert=uid, reason=str(failure))
-            return None
+        return ExpertUid(Digest(sought.nearest))
 
     async def _parent(self, uid: ExpertUid) -> _Parent:
         """Raises ModuleMeshError if nobody delivers its weights."""

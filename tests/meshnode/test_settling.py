@@ -1,6 +1,7 @@
 """Of several beginnings of one expert the records say which is left, and only who can have that gives up its own."""
 
 import asyncio
+import dataclasses
 import random
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from successions import METHOD, migrate, other_weights
 
 from meshnode.following import Following
 from meshnode.hosted import BEGUN, Descent
-from meshnode.settling import Settling
+from meshnode.settling import RETRY_S, Settling
 from meshnode.state.rows import TaskRow
 from protocol.errors import UnknownBlob, UnknownExpert
 from protocol.identifiers import ExpertUid, digest_of
@@ -179,3 +180,36 @@ async def test_whatever_was_begun_where_and_whoever_has_heard_of_it_one_is_left(
         held = {(expert.uid, expert.lineage) for node in nodes for expert in node.host.experts.values()}
         assert len(held) == 1
         assert len({expert.origin for node in nodes for expert in node.host.experts.values()}) == 1
+
+
+async def test_what_could_not_be_had_is_tried_again_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, clock = memory_network(), [0.0]
+    async with memory_nodes(network, "ab", tmp_path) as (a, b):
+        await a.spawn(*CLASSES)
+        begun = await begin(b, "x")
+        await announce_all((a, b))
+        service = dataclasses.replace(settling(b), now_s=lambda: clock[0])
+        tries = []
+
+        async def settle_and_note(self: Settling, uid: ExpertUid) -> None:
+            tries.append(uid)
+            await of_the_class(self, uid)
+
+        of_the_class = Settling.settle
+        monkeypatch.setattr(Settling, "settle", settle_and_note)
+        running = asyncio.create_task(service.run())
+        network.partition(frozenset({a.peer_id}), frozenset({b.peer_id}))
+        for now_s, expected in ((0.0, 1), (RETRY_S - 1, 1), (RETRY_S, 2)):
+            clock[0] = now_s
+            service.look_again()
+            await asyncio.sleep(0.05)
+            assert tries == [begun] * expected
+        network.partition()
+        clock[0] = 2 * RETRY_S
+        service.look_again()
+        async with asyncio.timeout(10.0):
+            while b.host.experts.keys() != {PLAIN}:
+                await asyncio.sleep(0.01)
+        running.cancel()
