@@ -326,6 +326,10 @@ class Contributions:
             except NotPositiveDefinite as failure:
                 log.error("the router keeps its last solution", reason=str(failure))
 
+    async def merged(self) -> ClassStatistics | None:
+        """The exact sum of what is held; None while nothing is."""
+        return await self._compute.run_own(self._sum.statistics) if self._held else None
+
     def _solve(self) -> RouterView:
         merged = self._sum.statistics()
         router = solve_ridge(merged, self._config)

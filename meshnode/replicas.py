@@ -77,15 +77,19 @@ class Replicas:
         """
         if uid not in self.host.experts:
             self.host.check_welcome(uid)
-            fetched = await self.fetch(uid, source=source, progress=progress)
-            async with self.adopting:
-                if uid not in self.host.experts:
-                    descent = Descent(round=fetched.advert.round, lineage=fetched.lineage)
-                    await self._host(fetched, dataclasses.replace(descent, cause=PLACED) if placed else descent)
-                    self._tell(uid, "placed" if placed else "replica")
+            await self.host_fetched(await self.fetch(uid, source=source, progress=progress), placed=placed)
         if not placed:
             await self.host.keep(uid)
         return self.host.get(uid)
+
+    async def host_fetched(self, fetched: Fetched, *, placed: bool) -> None:
+        """Host what `fetch` has brought, unless it has come to be hosted meanwhile; as `pull`."""
+        uid = fetched.advert.uid
+        async with self.adopting:
+            if uid not in self.host.experts:
+                descent = Descent(round=fetched.advert.round, lineage=fetched.lineage)
+                await self._host(fetched, dataclasses.replace(descent, cause=PLACED) if placed else descent)
+                self._tell(uid, "placed" if placed else "replica")
 
     async def fetch(self, uid: ExpertUid, *, source: PeerId | None = None, progress: Progress | None = None) -> Fetched:
         """A peer's replica at its newest weights, without hosting it.

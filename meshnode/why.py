@@ -30,7 +30,10 @@ _ABANDONED = {
     ),
     "differing_origins": (
         "a member's replica descends from other weights",
-        "Drop one of the two, or import it as an expert of its own: parameters of different origin have no mean.",
+        (
+            "Nothing if both nodes spawned it: one gives its own up once no task is under way. Else drop one, or "
+            "import it as an expert of its own: parameters of different origin have no mean."
+        ),
     ),
     "differing_settings": (
         "a member averages in another way",

@@ -64,9 +64,18 @@ def _row(entry: Mapping[str, Any]) -> Sequence[object]:
         _gain(decision.get("gain")),
         "-" if seconds is None else span(seconds),
         "-" if accuracy is None else f"{100 * accuracy:.1f}",
-        # A failure's, or else the decision's.
-        entry.get("reason") or decision.get("reason", "-"),
+        entry.get("reason") or _reason(decision),
     )
+
+
+def _reason(decision: Mapping[str, Any]) -> str:
+    """The decision's, and what was tried to begin the expert that it spawned."""
+    start, reason = decision.get("start"), decision.get("reason", "-")
+    if start is None or start["accuracy_transferred"] is None:
+        return reason
+    way = f"as {start['source'][:12]}" if start["chosen"] == "transferred" else "at random"
+    random, transferred = 100 * start["accuracy_random"], 100 * start["accuracy_transferred"]
+    return f"{reason}; it begins {way}: {transferred:.1f} % as {start['source'][:12]}, {random:.1f} % at random"
 
 
 def _distance(assessment: Mapping[str, Any]) -> str:

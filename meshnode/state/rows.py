@@ -71,7 +71,7 @@ class Generation:
     """Of the blob with the weights."""
     cause: str
     """What made it: "initial", "adopted", "imported", "trained", "averaged", "pulled", "migrated",
-    "followed", "placed", "redistilled"."""
+    "followed", "placed", "redistilled", "begun"."""
     parent: Digest | None
     """Weights it was made from; None for the first."""
     created_at: float

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, Literal
 
 import msgspec
 
+from experts.continual.decision import StartEvidence
 from meshnode.trainer.assess_messages import Assess, Assessed
 from meshnode.trainer.stream_messages import ReadStreams, StreamsRead, StreamState
 from meshnode.trainer.task_file import TaskFile
@@ -18,6 +19,8 @@ __all__ = [
     "AddDelta",
     "Assess",
     "Assessed",
+    "Begin",
+    "Begun",
     "Checkpoint",
     "Compare",
     "Compared",
@@ -40,8 +43,10 @@ __all__ = [
     "Redistil",
     "Redistilled",
     "Scan",
+    "Seek",
     "Settings",
     "Setup",
+    "Sought",
     "Statistics",
     "StreamState",
     "StreamsRead",
@@ -225,7 +230,49 @@ class Redistil(_Message, frozen=True):
     tasks: tuple[TaskFile, ...]
 
 
-ToTrainer = Setup | Scan | ReadStreams | Assess | Learn | AddDelta | Measure | Migrate | Compare | Forget | Redistil
+class Seek(_Message, frozen=True):
+    """Say which expert a task's images of some classes are most like."""
+
+    task: TaskFile
+    classes: tuple[str, ...]
+    """Of the expert that is to be spawned."""
+    statistics: bytes
+    """The router's, of all that the mesh knows."""
+    experts: dict[str, tuple[str, ...]]
+    """Classes by uid."""
+
+
+class Begin(_Message, frozen=True):
+    """Try both beginnings of an expert on a task's images, without a lesson being taken."""
+
+    task: TaskFile
+    uid: str
+    """Of the expert that begins at random, from which those weights follow."""
+    classes: tuple[str, ...]
+    architecture: dict[str, Any]
+    nearest: str
+    """Uid of the expert that it may begin as."""
+    nearest_classes: tuple[str, ...]
+    nearest_weights: ExpertWeights
+    margin: float
+    """By how much that has to be better."""
+
+
+ToTrainer = (
+    Setup
+    | Scan
+    | ReadStreams
+    | Assess
+    | Seek
+    | Begin
+    | Learn
+    | AddDelta
+    | Measure
+    | Migrate
+    | Compare
+    | Forget
+    | Redistil
+)
 
 
 class TrainerReady(_Message, frozen=True):
@@ -363,6 +410,27 @@ class Redistilled(_Message, frozen=True):
     """Their names."""
 
 
+class Sought(_Message, frozen=True):
+    """The expert that the images are most like."""
+
+    nearest: str | None
+    """Its uid; None if nothing can be said, or a trial would have too little to judge by."""
+    reason: str = ""
+    """Why there is none."""
+
+
+class Begun(_Message, frozen=True):
+    """The better one of two beginnings."""
+
+    weights: bytes
+    """Before any step."""
+    initial: str
+    """Digest of the random ones."""
+    evidence: StartEvidence
+    layers: tuple[LayerTransfer, ...]
+    """What was carried over; empty if nothing was."""
+
+
 FromTrainer = (
     TrainerReady
     | Tasks
@@ -379,6 +447,8 @@ FromTrainer = (
     | Compared
     | Forgotten
     | Redistilled
+    | Sought
+    | Begun
 )
 
 _to_trainer: msgspec.msgpack.Decoder[ToTrainer] = msgspec.msgpack.Decoder(ToTrainer)

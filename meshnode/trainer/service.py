@@ -6,6 +6,7 @@ goes on with the interrupted task from the last checkpoint; the node goes on ser
 """
 
 import asyncio
+import dataclasses
 import time
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -39,6 +40,7 @@ from meshnode.trainer.messages import (
 )
 from meshnode.trainer.parts import TrainerParts, TrainerState, privacy_terms, worker_settings
 from meshnode.trainer.process import TrainerDied, TrainerProcess
+from meshnode.trainer.spawning import Spawning
 from meshnode.trainer.specializing import Specializing
 from meshnode.trainer.stream_messages import StreamState
 from meshnode.trainer.streaming import Streaming
@@ -100,6 +102,7 @@ class Trainer:
         self._run = 0
         self._training: frozenset[ExpertUid] = frozenset()
         self._look_again = asyncio.Event()
+        self._spawning = Spawning(parts)
         self._lending = Lending(wanted=self.look_again, lent=self._note_loan)
         self._decider = Decider(parts, settings.min_gain)
         self._history = History(parts.state.ledger)
@@ -311,7 +314,7 @@ class Trainer:
             decided = await self._decide(process, task)
             if decided is None:
                 return
-            uids = await self._experts_for(decided)
+            uids = await self._experts_for(task, decided)
             self._training = frozenset(uids)
             jobs = [await self._job(uid) for uid in uids]
         except (CallFailed, Refused) as failure:
@@ -409,24 +412,24 @@ class Trainer:
             self._finish(task, ASSESSED, {})
         return None
 
-    async def _experts_for(self, decided: Decided) -> list[ExpertUid]:
+    async def _experts_for(self, task: TaskFile, decided: Decided) -> list[ExpertUid]:
         """The experts that learn, each hosted here by now: known ones updated, one spawned for the rest."""
         uids = [ExpertUid(Digest(uid)) for uid in decided.trained]
         for uid in uids:
             await self._parts.replicas.pull(uid)
         if decided.decision.spawn:
-            uids.append(await self._spawn(decided.decision.spawn))
+            uids.append(await self._spawn(task, decided))
         return uids
 
-    async def _spawn(self, classes: tuple[str, ...]) -> ExpertUid:
-        mesh = self._parts.mesh
-        uid = mesh.uid_of(classes, mesh.spec.expert)
-        async with self._parts.replicas.adopting:  # a peer may have spawned it, and placement adopt it just now
-            if uid not in self._parts.host.experts:
-                architecture = mesh.architecture(mesh.spec.expert, len(classes))
-                await self._parts.host.adopt(uid, classes, architecture, None)
-                self._parts.telemetry.events.emit("expert_hosted", expert=uid, classes=classes, cause="new")
-        return uid
+    async def _spawn(self, task: TaskFile, decided: Decided) -> ExpertUid:
+        """Host an expert for the classes that none answers for; how its beginning was chosen becomes evidence, too."""
+        assert self._process is not None
+        decision = decided.decision
+        spawned = await self._spawning.spawn(self._process, task, decision.spawn)
+        if spawned.start is not None:
+            decision = dataclasses.replace(decision, start=spawned.start)
+            self._history.decided(task, dataclasses.replace(decided, decision=decision))
+        return spawned.uid
 
     async def _job(self, uid: ExpertUid) -> ExpertJob:
         expert = self._parts.host.get(uid)

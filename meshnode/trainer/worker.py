@@ -39,6 +39,7 @@ from experts.teachers.cnn import TeacherConfig  # noqa: E402
 from experts.trunk.codec import trunk_from_bytes  # noqa: E402
 from meshnode.logs import configure_logs, get_logger  # noqa: E402
 from meshnode.trainer.assessing import Assessor  # noqa: E402
+from meshnode.trainer.beginning import Beginner  # noqa: E402
 from meshnode.trainer.forgetting import Redistiller, forget  # noqa: E402
 from meshnode.trainer.held_back import HeldBack  # noqa: E402
 from meshnode.trainer.interrupted import InterruptedRuns  # noqa: E402
@@ -48,6 +49,7 @@ from meshnode.trainer.memory import ReplayMemory  # noqa: E402
 from meshnode.trainer.messages import (  # noqa: E402
     AddDelta,
     Assess,
+    Begin,
     Compare,
     Forget,
     FromTrainer,
@@ -59,6 +61,7 @@ from meshnode.trainer.messages import (  # noqa: E402
     ReadStreams,
     Redistil,
     Scan,
+    Seek,
     Setup,
     TaskFile,
     Tasks,
@@ -163,6 +166,7 @@ class _Worker:
         self._migrator = Migrator(
             trunk, memory, self._same_file, config.distillation, seed=settings.seed, send=self._send
         )
+        self._beginner = Beginner(trunk, self._same_file, config.distillation, seed=settings.seed)
         told = self._publisher
         self._send(TrainerReady(replay_samples=len(memory), waiting=told.waiting, increments=told.increments))
 
@@ -186,6 +190,8 @@ class _Worker:
                     self._send(forget(order, self._memory, self._faculty, self._runs, self._publisher, self._tasks))
                 case Redistil():
                     self._redistil(order)
+                case Seek() | Begin():
+                    self._begin(order)
                 case _:
                     raise AssertionError(f"unexpected {type(order).__name__}")
 
@@ -214,6 +220,13 @@ class _Worker:
     def _redistil(self, order: Redistil) -> None:
         try:
             done = self._redistiller.redistil(order)
+        except (ExpertsError, OSError) as exc:
+            done = LearningFailed(reason=str(exc))
+        self._send(done)
+
+    def _begin(self, order: Seek | Begin) -> None:
+        try:
+            done = self._beginner.seek(order) if isinstance(order, Seek) else self._beginner.begin(order)
         except (ExpertsError, OSError) as exc:
             done = LearningFailed(reason=str(exc))
         self._send(done)

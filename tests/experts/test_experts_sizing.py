@@ -70,7 +70,9 @@ def nearest(classes: tuple[str, ...] = ("ant", "bee"), *, steps: int = 600) -> N
     return Nearest(uid="old", architecture=ARCHITECTURE, module=module, classes=classes)
 
 
-def started(classes: tuple[str, ...], source: Nearest | None, *, flipped: bool = False, steps: int = 5) -> Start:
+def started(
+    classes: tuple[str, ...], source: Nearest | None, *, flipped: bool = False, steps: int = 5, margin: float = 0.0
+) -> Start:
     features, columns = items(1, flipped=flipped)
     return choose_start(
         ARCHITECTURE,
@@ -81,6 +83,7 @@ def started(classes: tuple[str, ...], source: Nearest | None, *, flipped: bool =
         DistillationConfig(steps=steps),
         seed="new",
         generator=lambda purpose: torch_generator(3, purpose),
+        margin=margin,
     )
 
 
@@ -100,6 +103,18 @@ def test_other_classes_begin_as_those_they_resemble(flipped: bool) -> None:
     start = started(("cat", "dog"), nearest(), flipped=flipped)
     assert start.evidence.chosen == "transferred"
     assert accuracy_of(start.module, *items(2, flipped=flipped)) > 0.9
+
+
+def test_what_is_better_by_less_than_the_margin_is_left_and_by_as_much_is_taken() -> None:
+    evidence = started(("ant", "bee"), nearest()).evidence
+    assert evidence.accuracy_transferred is not None
+    gain = evidence.accuracy_transferred - evidence.accuracy_random
+    just = started(("ant", "bee"), nearest(), margin=gain)
+    assert (just.evidence.chosen, just.report is not None) == ("transferred", True)
+    more = started(("ant", "bee"), nearest(), margin=gain + 1 / evidence.num_items)
+    assert (more.evidence.chosen, more.report) == ("random", None)
+    assert more.evidence.accuracy_transferred == evidence.accuracy_transferred
+    assert "is no better by" in more.evidence.reason
 
 
 def test_an_expert_that_knows_the_opposite_is_left_alone() -> None:
