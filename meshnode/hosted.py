@@ -5,7 +5,6 @@ Legend: P parameters, B batch, C the expert's classes.
 
 import asyncio
 import math
-from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np

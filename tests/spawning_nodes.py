@@ -59,13 +59,16 @@ class SpawningNode:
 
     async def learn(self, name: str, task: ImageDataset) -> dict[str, Any]:
         """Put a task into the data folder, and wait until it has been learned; its entry of the history."""
-        before = len(self.trainer.history)
         save_task(self.data / f"{name}.npz", task)
         self.trainer.look_again()
-        await until(lambda: len(self.trainer.history) > before)
-        entry = self.trainer.history[-1]
+        await until(lambda: self.entries(name))
+        (entry,) = self.entries(name)
         assert entry["outcome"] == "learned", entry
         return entry
+
+    def entries(self, task: str) -> list[dict[str, Any]]:
+        """What the history has of a task."""
+        return [dict(entry) for entry in self.trainer.history if entry["task"] == task]
 
     @property
     def expert(self) -> HostedExpert:
@@ -109,7 +112,13 @@ async def spawning_node(network: MemoryNetwork, name: str, folder: Path) -> Asyn
             telemetry=telemetry,
         )
         settings = TrainSection(
-            data=data, teacher_epochs=2, steps=200, round_steps=50, checkpoint_every=0.001, replay_samples=40
+            data=data,
+            teacher_epochs=2,
+            steps=200,
+            round_steps=50,
+            checkpoint_every=0.001,
+            replay_samples=40,
+            min_gain=-1,
         )
         trainer = Trainer(parts, settings, folder / f"{name} trainer", device="cpu", threads=1)
         settling = Settling(

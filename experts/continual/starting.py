@@ -119,12 +119,13 @@ def choose_start(  # noqa: PLR0913 - what is begun, from what, on which items, h
         accuracy_transferred = tried(carried().module)
     except (NothingCorresponds, NothingToLearnFrom, SettingOutOfRange) as exc:
         return Start(architecture.build(seed), evidence(None, f"nothing is carried over from {nearest.uid}: {exc}"))
-    found = evidence(accuracy_transferred, "")
-    words = "is better" if found.chosen == "transferred" else "is no better"
-    by = f" by {margin:g}" if margin else ""
-    reason = f"beginning at {nearest.uid} {words}{by} after {config.steps} steps"
+    reason = (
+        f"begun as {nearest.uid} it is right on {100 * accuracy_transferred:.1f} % after {config.steps} steps, "
+        f"begun at random on {100 * accuracy_random:.1f} %"
+        + (f"; a margin of {100 * margin:g} points is asked for" * bool(margin))
+    )
     told = evidence(accuracy_transferred, reason)
-    if found.chosen == "random":
+    if told.chosen == "random":
         return Start(architecture.build(seed), told)
     module, report = carried()
     return Start(module, told, report)

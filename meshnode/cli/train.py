@@ -70,7 +70,7 @@ def _row(entry: Mapping[str, Any]) -> Sequence[object]:
 
 def _reason(decision: Mapping[str, Any]) -> str:
     """The decision's, and what was tried to begin the expert that it spawned."""
-    start, reason = decision.get("start"), decision.get("reason", "-")
+    start, reason = decision.get("start"), str(decision.get("reason", "-"))
     if start is None or start["accuracy_transferred"] is None:
         return reason
     way = f"as {start['source'][:12]}" if start["chosen"] == "transferred" else "at random"

@@ -178,8 +178,6 @@ class _Worker:
                     self._send(self._scan())
                 case ReadStreams():
                     self._send(self._streams.read(order))
-                case Assess():
-                    self._assess(order)
                 case Learn():
                     self._learn(order)
                 case Measure():
@@ -188,19 +186,25 @@ class _Worker:
                     self._migrate(order)
                 case Forget():
                     self._send(forget(order, self._memory, self._faculty, self._runs, self._publisher, self._tasks))
-                case Redistil():
-                    self._redistil(order)
-                case Seek() | Begin():
-                    self._begin(order)
+                case Assess() | Seek() | Begin() | Redistil():
+                    self._send(self._answer(order))
                 case _:
                     raise AssertionError(f"unexpected {type(order).__name__}")
 
-    def _assess(self, order: Assess) -> None:
+    def _answer(self, order: Assess | Seek | Begin | Redistil) -> FromTrainer:
         try:
-            _, task = self._tasks.open(order.task)
-            self._send(self._assessor.assess(order, task))
+            match order:
+                case Assess():
+                    _, task = self._tasks.open(order.task)
+                    return self._assessor.assess(order, task)
+                case Seek():
+                    return self._beginner.seek(order)
+                case Begin():
+                    return self._beginner.begin(order)
+                case Redistil():
+                    return self._redistiller.redistil(order)
         except (ExpertsError, OSError) as exc:
-            self._send(LearningFailed(reason=str(exc)))
+            return LearningFailed(reason=str(exc))
 
     def _learn(self, learn: Learn) -> None:
         try:
@@ -215,20 +219,6 @@ class _Worker:
             done = self._migrator.migrate(order) if isinstance(order, Migrate) else self._migrator.compare(order)
         except (ExpertsError, OSError) as exc:
             done = MigrationFailed(reason=str(exc))
-        self._send(done)
-
-    def _redistil(self, order: Redistil) -> None:
-        try:
-            done = self._redistiller.redistil(order)
-        except (ExpertsError, OSError) as exc:
-            done = LearningFailed(reason=str(exc))
-        self._send(done)
-
-    def _begin(self, order: Seek | Begin) -> None:
-        try:
-            done = self._beginner.seek(order) if isinstance(order, Seek) else self._beginner.begin(order)
-        except (ExpertsError, OSError) as exc:
-            done = LearningFailed(reason=str(exc))
         self._send(done)
 
     def _same_file(self, task: TaskFile) -> ImageDataset | None:

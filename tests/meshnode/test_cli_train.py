@@ -37,6 +37,12 @@ HISTORY = [
             "reason": "no expert answers for c",
             "assessment": {"unseen_labels": ["c"], "distance": None, "threshold": None},
             "gain": None,
+            "start": {
+                "chosen": "transferred",
+                "source": "0123456789abcdef",
+                "accuracy_random": 0.9,
+                "accuracy_transferred": 0.95,
+            },
         },
     },
 ]
@@ -65,6 +71,7 @@ def test_history_tells_decision_evidence_and_outcome_of_each_task(home: Home) ->
     assert "nothing to gain" in lines["later"]
     assert "spawn" in lines["fresh"]
     assert "99.5" in lines["fresh"]
+    assert "it begins as 0123456789ab: 95.0 % as 0123456789ab, 90.0 % at random" in lines["fresh"]
 
 
 def test_programs_get_all_of_it(home: Home) -> None:

@@ -118,7 +118,7 @@ async def test_two_beginnings_of_one_expert_become_one_which_has_learned_from_bo
         await b.node.replicas.pull(MESH.uid_of(DIGITS, MESH.form_for(2)))
         cut(network, a, b)
         for one, rows in ((a, slice(0, 150)), (b, slice(-150, None))):
-            start = (await one.learn("mine", renamed(rows)))["start"]
+            start = (await one.learn("mine", renamed(rows)))["decision"]["start"]
             assert (start["chosen"], one.expert.uid) == ("transferred", BEGUN)
             await announce([one])
         before = [await one.own_accuracy() for one in (a, b)]
@@ -127,7 +127,7 @@ async def test_two_beginnings_of_one_expert_become_one_which_has_learned_from_bo
         network.partition()
         await announce([a, b])
         kept, given_up = sorted((a, b), key=lambda one: str(one.expert.lineage))
-        lineage, lessons = kept.expert.lineage, len(given_up.trainer.history)
+        lineage = kept.expert.lineage
         await asyncio.gather(*(one.settling.settle(BEGUN) for one in (a, b)))
         assert a.expert.lineage == b.expert.lineage == lineage
         assert a.expert.origin == b.expert.origin
@@ -135,9 +135,9 @@ async def test_two_beginnings_of_one_expert_become_one_which_has_learned_from_bo
         assert given_up.told("expert_settled") == [
             {"expert": BEGUN, "instead_of": BEGUN, "classes": RENAMED, "tasks": ("mine",)}
         ]
-        await until(lambda: len(given_up.trainer.history) > lessons)
-        again = given_up.trainer.history[-1]
-        assert (again["task"], again["outcome"], "start" in again) == ("mine", "learned", False)
+        await until(lambda: [one["decision"]["action"] for one in given_up.entries("mine")] == ["update"])
+        (again,) = given_up.entries("mine")
+        assert (again["outcome"], again["experts"], again["decision"]["start"]) == ("learned", [BEGUN], None)
         assert len(kept.trainer.history) == (2 if kept is a else 1)
         await announce([a, b])
         await averaged(a, b)
@@ -169,8 +169,7 @@ async def test_a_beginning_gives_way_to_what_began_at_random_elsewhere(tmp_path:
                 task.cancel()
         assert (a.expert.uid, b.expert.uid) == (PLAIN, PLAIN)
         assert (len(a.told("expert_settled")), b.told("expert_settled")) == (1, [])
-        await until(lambda: len(a.trainer.history) == 3)
-        assert a.trainer.history[-1]["task"] == "mine"
+        await until(lambda: [one["decision"]["action"] for one in a.entries("mine")] == ["update"])
         await announce([a, b])
         assert a.node.directory.current().keys() == {PLAIN, MESH.uid_of(DIGITS, MESH.form_for(2))}
         await averaged(a, b)

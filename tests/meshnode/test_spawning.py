@@ -14,7 +14,7 @@ from experts.checkpoint import weights_to_bytes
 from meshnode.logs import configure_logs
 from meshnode.trainer import service
 from meshnode.trainer import spawning as module
-from protocol.identifiers import digest_of
+from protocol.identifiers import ExpertUid, digest_of
 from protocol.lineage import Source, decode_lineage
 
 FIRST = MESH.uid_of(DIGITS, MESH.form_for(2))
@@ -39,7 +39,7 @@ async def test_an_expert_for_classes_that_another_one_knows_begins_as_that_one(t
         await taught(a)
         parent_weights = a.node.host.get(FIRST).weights
         entry = await a.learn("second", TASK)
-        start = entry["start"]
+        start = entry["decision"]["start"]
         assert (start["chosen"], start["source"], start["num_items"]) == ("transferred", FIRST, 80)
         assert start["accuracy_transferred"] >= start["accuracy_random"] + module.MARGIN
         assert a.told("expert_hosted")[-1] == {"expert": BEGUN, "classes": RENAMED, "cause": "new", "start": start}
@@ -78,7 +78,7 @@ async def test_where_the_nearest_expert_is_no_better_an_expert_begins_at_random_
     monkeypatch.setattr(module, "MARGIN", 0.9)
     async with spawning_node(memory_network(), "a", tmp_path) as a:
         await taught(a)
-        start = (await a.learn("second", TASK))["start"]
+        start = (await a.learn("second", TASK))["decision"]["start"]
         assert (start["chosen"], start["source"]) == ("random", FIRST)
         assert (a.expert.uid, a.expert.ancestors) == (PLAIN, ())
         assert json.dumps(a.told("expert_hosted")[-1]["start"]) == json.dumps(start)
@@ -89,7 +89,7 @@ async def test_the_nearest_expert_is_pulled_to_begin_as_and_not_hosted(tmp_path:
     async with spawning_node(network, "a", tmp_path) as a, spawning_node(network, "b", tmp_path) as b:
         await taught(a)
         await announce([a, b])
-        start = (await b.learn("second", TASK))["start"]
+        start = (await b.learn("second", TASK))["decision"]["start"]
         assert (start["chosen"], start["source"]) == ("transferred", FIRST)
         assert b.node.host.experts.keys() == {BEGUN}
         newest = b.node.state.ledger.generations(BEGUN)[0]
@@ -102,14 +102,14 @@ async def test_what_cannot_be_had_to_begin_as_holds_nothing_up(tmp_path: Path) -
         await taught(a)
         await announce([a, b])
         network.partition(frozenset({b.node.peer_id}), frozenset({a.node.peer_id}))
-        assert "start" not in await b.learn("second", TASK)
+        assert (await b.learn("second", TASK))["decision"]["start"] is None
         assert b.node.host.experts.keys() == {PLAIN}
 
 
 async def test_too_few_images_to_judge_by_decide_nothing(tmp_path: Path) -> None:
     async with spawning_node(memory_network(), "a", tmp_path) as a:
         await taught(a)
-        assert "start" not in await a.learn("second", renamed(slice(0, 140)))
+        assert (await a.learn("second", renamed(slice(0, 140))))["decision"]["start"] is None
         assert a.expert.uid == PLAIN
 
 
@@ -117,7 +117,7 @@ async def test_a_beginning_that_was_declined_here_does_not_come_back_by_itself(t
     async with spawning_node(memory_network(), "a", tmp_path) as a:
         await taught(a)
         a.node.state.decline(BEGUN)
-        assert "start" not in await a.learn("second", TASK)
+        assert (await a.learn("second", TASK))["decision"]["start"] is None
         assert a.expert.uid == PLAIN
 
 
@@ -158,8 +158,30 @@ async def test_a_worker_that_dies_in_the_trial_is_started_again_and_tries_again(
             return await tried(*args)  # type: ignore[arg-type]
 
         monkeypatch.setattr(module.Spawning, "_tried", killed)
-        start = (await a.learn("second", TASK))["start"]
+        start = (await a.learn("second", TASK))["decision"]["start"]
         assert (start["chosen"], a.expert.uid, a.trainer.status.restarts) == ("transferred", BEGUN, 1)
+
+
+async def test_a_lesson_that_a_kill_interrupts_goes_on_with_the_beginning_that_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "RESTART_S", 0.05)
+    async with spawning_node(memory_network(), "a", tmp_path) as a:
+        await taught(a)
+        begin_training = a.node.host.begin_training
+
+        async def killed(uid: ExpertUid) -> bytes:
+            monkeypatch.setattr(a.node.host, "begin_training", begin_training)
+            assert a.trainer.status.pid is not None
+            os.kill(a.trainer.status.pid, signal.SIGKILL)
+            return await begin_training(uid)
+
+        monkeypatch.setattr(a.node.host, "begin_training", killed)
+        entry = await a.learn("second", TASK)
+        start = entry["decision"]["start"]
+        assert (entry["decision"]["action"], start["chosen"]) == ("spawn", "transferred")
+        assert (entry["experts"], a.trainer.status.restarts) == ([BEGUN], 1)
+        assert [told["expert"] for told in a.told("expert_hosted")] == [FIRST, BEGUN], "nothing was tried again"
 
 
 async def test_what_began_as_an_expert_goes_with_the_task_that_one_has_learned(tmp_path: Path) -> None:
