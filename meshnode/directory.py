@@ -14,7 +14,7 @@ from meshnode.telemetry import Telemetry
 from meshnode.transport.interface import Transport
 from protocol.errors import MalformedIdentifier, RecordRefused
 from protocol.identifiers import ExpertUid, MeshId, PeerId, parse_peer_id
-from protocol.records import ExpertAdvert, PeerRecord, RecordBook, record_key
+from protocol.records import ExpertAdvert, PeerRecord, RecordBook, SpareExpert, record_key
 
 __all__ = ["Directory", "LeftOut"]
 
@@ -59,6 +59,7 @@ class Directory:
         """The live records and those of leaving peers that the listings were made from."""
         self._listings: Mapping[ExpertUid, ExpertListing] = {}
         self._current: Mapping[ExpertUid, ExpertListing] = {}
+        self._spare: Mapping[ExpertUid, Mapping[PeerId, SpareExpert]] = {}
         self._others: dict[PeerId, str] = {}
         """Names of the live peers but this node, as of the last look-up."""
         self._mesh_id = mesh_id
@@ -114,7 +115,7 @@ class Directory:
         records = (self.records(), self._book.leaving(self._transport.now_s()))
         if records != self._listed:  # to tell a genuine advert takes a digest, and this is asked all the time
             self._listed, self._listings = records, self._list(*records)
-            self._current = current_ones(self._listings)
+            self._current, self._spare = current_ones(self._listings), _spare_in(records[0])
         return self._listings
 
     def current(self) -> Mapping[ExpertUid, ExpertListing]:
@@ -153,7 +154,24 @@ class Directory:
             for uid, held in sorted(replicas.items())
         }
 
+    def spare(self) -> Mapping[ExpertUid, Mapping[PeerId, SpareExpert]]:
+        """Of which experts which peers say that the mesh can do without them."""
+        self.experts()
+        return self._spare
+
+    def is_let_go(self, listing: ExpertListing) -> bool:
+        """Whether all that hold an expert say so: it is about to go, and nobody is to take it in."""
+        return bool(listing.holders) and listing.holders <= self.spare().get(listing.uid, {}).keys()
+
     def left_out(self) -> tuple[LeftOut, ...]:
         """Adverts that do not count, each with the reason."""
         self.experts()
         return self._left_out
+
+
+def _spare_in(records: tuple[PeerRecord, ...]) -> Mapping[ExpertUid, Mapping[PeerId, SpareExpert]]:
+    found: dict[ExpertUid, dict[PeerId, SpareExpert]] = {}
+    for record in records:
+        for spare in record.spare:
+            found.setdefault(spare.uid, {})[record.peer_id] = spare
+    return found

@@ -66,10 +66,11 @@ class Dropping:
         self.telemetry.events.emit("expert_dropped", expert=uid, classes=classes, cause=cause)
 
     async def _num_others(self, uid: ExpertUid) -> int:
-        """Other peers that hold one of the family, stay, and have just delivered a byte of it."""
         family = family_of(self.directory, uid)
-        if family is None:
-            return 0
+        return 0 if family is None else await self.num_others(family)
+
+    async def num_others(self, family: ExpertListing) -> int:
+        """Other peers that hold one of a family, stay, and have just delivered a byte of it."""
         replicas = {held.peer_id: held for listing in reversed(family.family) for held in listing.replicas}
         others = [replicas[peer_id] for peer_id in family.holders if peer_id != self.transport.peer_id]
         return sum(await asyncio.gather(*(self._has(replica) for replica in others)))

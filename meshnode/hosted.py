@@ -20,6 +20,7 @@ __all__ = [
     "BEGUN",
     "FOLLOWED",
     "IMPORTED",
+    "MERGED",
     "MIGRATED",
     "PLACED",
     "REDISTILLED",
@@ -31,6 +32,9 @@ __all__ = [
 
 TRAINED, IMPORTED, REDISTILLED = "trained", "imported", "redistilled"
 """Causes of generations that hold something which no other replica has."""
+
+MERGED = "merged"
+"""Cause of a generation that has learned what another expert knew, which the mesh can do without from then on."""
 
 MIGRATED, FOLLOWED = "migrated", "followed"
 """Causes of a successor's first generation: made here of the expert that it succeeds, or pulled from a peer."""

@@ -31,7 +31,18 @@ from meshnode.compute import Compute
 from meshnode.errors import NoAncestorHere, Refused
 from meshnode.forms import form_of
 from meshnode.generations import build_first, digest_of_vector
-from meshnode.hosted import FOLLOWED, IMPORTED, MIGRATED, PLACED, REDISTILLED, TRAINED, Answer, Descent, HostedExpert
+from meshnode.hosted import (
+    FOLLOWED,
+    IMPORTED,
+    MERGED,
+    MIGRATED,
+    PLACED,
+    REDISTILLED,
+    TRAINED,
+    Answer,
+    Descent,
+    HostedExpert,
+)
 from meshnode.loading import load_replica
 from meshnode.logs import get_logger
 from meshnode.state.rows import ExpertRow, Generation, Reached, Standing
@@ -280,6 +291,57 @@ class ExpertHost:
             vector = _vector_in(copy.deepcopy(expert.module).cpu(), weights)
             await self._commit(expert, vector, cause=IMPORTED)
             await self.keep(uid)
+
+    async def learn_from(self, uid: ExpertUid, weights: bytes, *, before: bytes, tasks: Collection[str] | None) -> None:
+        """Serve weights that have learned what another expert knows; the group has them after the next rounds.
+
+        Args:
+            uid: A current one.
+            weights: As safetensors.
+            before: The weights that these were made from; what has been averaged since is kept.
+            tasks: Names of this node's tasks that they owe something to, those of the other expert among them; None
+                where unknown.
+
+        Raises:
+            UnknownExpert: It is not hosted here, or not as current.
+            Refused: It is in training.
+            CorruptWeights: The weights are not its own.
+        """
+        expert = self._current(uid)
+        learned = await self.vector_of(uid, weights) - await self.vector_of(uid, before)
+        async with expert.changed:
+            self._current(uid)
+            _check_idle(expert)
+            await self._commit(expert, self.snapshot(uid) + learned, cause=MERGED, tasks=tasks)
+            await self.keep(uid)
+
+    async def retire(self, uid: ExpertUid) -> None:
+        """Host an expert no more but as one to go back to, that answers whoever still asks for it by its uid.
+
+        Raises:
+            UnknownExpert: It is not hosted here, or not as current.
+            Refused: It is in training.
+        """
+        expert = self._current(uid)
+        async with expert.changed:
+            self._current(uid)
+            _check_idle(expert)
+            await asyncio.to_thread(self._state.retire, uid)
+            expert.standing = "retired"
+            self._retired[uid] = self._experts.pop(uid)
+            self.changed.set()
+
+    async def revive(self, uid: ExpertUid) -> None:
+        """Host an expert again that was retired without a successor.
+
+        Raises:
+            UnknownExpert: It is not kept here as retired.
+        """
+        await asyncio.to_thread(self._state.revive, uid)
+        expert = self._retired.pop(uid)
+        expert.standing, expert.since, expert.placed = "current", self._now_s(), False
+        self._experts[uid] = expert
+        self.changed.set()
 
     async def succeed(  # noqa: PLR0913  # an argument a fact
         self,

@@ -12,7 +12,7 @@ from experts.architectures.registry import architecture_from_config
 from experts.checkpoint import flat_parameters, load_weights, weights_to_bytes
 from experts.errors import ExpertsError
 from meshnode.generations import digest_of_vector, drift_of
-from meshnode.hosted import IMPORTED, REDISTILLED, TRAINED, HostedExpert
+from meshnode.hosted import IMPORTED, MERGED, REDISTILLED, TRAINED, HostedExpert
 from meshnode.state.rows import ExpertRow, Generation
 from meshnode.state.state import State
 from protocol.errors import BlobCorrupt, UnknownBlob
@@ -65,7 +65,7 @@ def load_replica(state: State, row: ExpertRow, generation: Generation, *, device
 def _kept_reference(state: State, uid: ExpertUid, architecture: Architecture) -> np.ndarray | None:
     """The newest parameters still kept that were not learned here; None if there are none any more."""
     for generation in state.ledger.generations(uid):
-        if generation.cause not in {TRAINED, IMPORTED, REDISTILLED}:
+        if generation.cause not in {TRAINED, IMPORTED, REDISTILLED, MERGED}:
             module = architecture.build(uid)
             with suppress(ExpertsError, UnknownBlob, BlobCorrupt):
                 load_weights(module, state.blobs.get(generation.digest))

@@ -7,7 +7,7 @@ has been short, or too much, since when. Nothing is given back that this node le
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -75,6 +75,8 @@ class Placement:
     Attributes:
         now_s: The DHT's clock, in seconds since the epoch.
         rng: Draws how long turns are waited for.
+        worth: What experts add to I(E;C), by uid, as far as it was measured here: of equally rare ones the one that
+            tells most is adopted first, and the one that tells least given back first.
     """
 
     me: PeerId
@@ -87,6 +89,7 @@ class Placement:
     config: PlacementConfig
     now_s: Callable[[], float]
     rng: random.Random
+    worth: Callable[[], Mapping[str, float]] = dict
     _looked: asyncio.Event = field(default_factory=asyncio.Event)
     _short: dict[ExpertUid, _Turn] = field(default_factory=dict)
     _surplus: dict[ExpertUid, _Turn] = field(default_factory=dict)
@@ -128,7 +131,8 @@ class Placement:
             self._sizes[uid] = 4 * self.mesh.architecture(form, len(listing.classes)).num_parameters
         is_here = any(kin.uid in self.host.experts for kin in listing.family)
         holders = listing.holders - {self.me} | ({self.me} if is_here else set())
-        return KeptExpert(uid=uid, num_bytes=self._sizes[uid], holders=holders)
+        worth = self.worth().get(uid, 0.0)
+        return KeptExpert(uid=uid, num_bytes=self._sizes[uid], holders=holders, worth=worth)
 
     def rooms(self) -> dict[PeerId, int]:
         """Room of every live peer that has some, in bytes."""
@@ -223,8 +227,9 @@ class Placement:
             self._surplus.pop(uid, None)
 
     def _spare(self) -> list[ExpertUid]:
-        """What could be given back at once if the room were needed."""
-        return [uid for uid, turn in self._surplus_turns() if turn == 0]
+        """What could be given back at once if the room were needed, what tells least last."""
+        worth = self.worth()
+        return sorted((uid for uid, turn in self._surplus_turns() if turn == 0), key=lambda uid: -worth.get(uid, 0.0))
 
     def _surplus_turns(self) -> Iterator[tuple[ExpertUid, int]]:
         """Placed replicas here that the mesh has too many of, each with the turns to wait."""
@@ -249,7 +254,7 @@ class Placement:
 
     def _current(self) -> tuple[ExpertListing, ...]:
         """What is asked more than once must be asked of one view: a lease may end between two looks."""
-        return tuple(self.directory.current().values())
+        return tuple(one for one in self.directory.current().values() if not self.directory.is_let_go(one))
 
     def _turn(self, before: _Turn | None, turn: int, now_s: float) -> _Turn:
         if before is not None and before.turn == turn:

@@ -62,7 +62,8 @@ class Replicas:
     ) -> HostedExpert:
         """Host a replica of a peer's expert, from its newest weights; nothing to pull if it is current here.
 
-        If it succeeds one that is current here, it takes that one's place.
+        If it succeeds one that is current here, it takes that one's place. One that is kept here, since the mesh could
+        do without it, is current again as it was.
 
         Args:
             source: The only peer to take it from; None takes any.
@@ -75,12 +76,25 @@ class Replicas:
             CorruptWeights: The weights are not its own.
             ModuleMeshError: As `fetch`.
         """
+        if not placed and await self._revived(uid):
+            return self.host.get(uid)
         if uid not in self.host.experts:
             self.host.check_welcome(uid)
             await self.host_fetched(await self.fetch(uid, source=source, progress=progress), placed=placed)
         if not placed:
             await self.host.keep(uid)
         return self.host.get(uid)
+
+    async def _revived(self, uid: ExpertUid) -> bool:
+        """Whether it was kept here as one that the mesh can do without, and is current again."""
+        kept = self.host.retired.get(uid)
+        succeeded = any(uid in expert.ancestors for expert in self.host.experts.values())
+        if kept is None or kept.standing != "retired" or succeeded or uid not in self.state.ledger.spare():
+            return False
+        async with self.adopting:
+            await self.host.revive(uid)
+        self._tell(uid, "revived")
+        return True
 
     async def host_fetched(self, fetched: Fetched, *, placed: bool) -> None:
         """Host what `fetch` has brought, unless it has come to be hosted meanwhile; as `pull`."""

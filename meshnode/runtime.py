@@ -36,8 +36,11 @@ from meshnode.replicas import Replicas
 from meshnode.serving import Serving
 from meshnode.settings.config import NodeConfig
 from meshnode.settling import Settling
+from meshnode.spare import TidyConfig
 from meshnode.state.state import State
 from meshnode.telemetry import Telemetry
+from meshnode.tidying import Tidying
+from meshnode.trainer.handing import Handing
 from meshnode.trainer.parts import TrainerParts
 from meshnode.trainer.service import LEARNED, Trainer
 from meshnode.transport.interface import Transport
@@ -97,6 +100,20 @@ def placement_config(config: NodeConfig) -> PlacementConfig:
         replicas=place.replicas,
         room=place.room if takes_in else 0,
         room_bytes=place.room_mib * 2**20,
+        slot_s=SLOT_REFRESHES * config.net.refresh_s,
+    )
+
+
+def tidy_config(config: NodeConfig) -> TidyConfig:
+    """How the settings say that this node does without experts."""
+    tidy = config.tidy
+    return TidyConfig(
+        every_s=tidy.every_s,
+        lease_s=tidy.lease_s,
+        max_difference=tidy.max_difference,
+        max_usage=tidy.max_usage,
+        max_information_nats=tidy.max_information,
+        margin=tidy.margin,
         slot_s=SLOT_REFRESHES * config.net.refresh_s,
     )
 
@@ -192,18 +209,19 @@ class MeshRuntime:
         )
         routed = self.inference if config.serve.thin_clients else None
         self.serving = Serving(mesh.spec.feature_dim, self.host, routed, compute, telemetry.instruments)
+        parts = TrainerParts(
+            mesh=mesh,
+            state=state,
+            host=self.host,
+            contributions=self.contributions,
+            directory=self.directory,
+            replicas=self.replicas,
+            transport=transport,
+            key=key,
+            telemetry=telemetry,
+        )
         self.trainer = Trainer(
-            TrainerParts(
-                mesh=mesh,
-                state=state,
-                host=self.host,
-                contributions=self.contributions,
-                directory=self.directory,
-                replicas=self.replicas,
-                transport=transport,
-                key=key,
-                telemetry=telemetry,
-            ),
+            parts,
             config.train,
             home.trainer,
             device=device.used,
@@ -282,6 +300,21 @@ class MeshRuntime:
             config=placement_config(config),
             now_s=transport.now_s,
             rng=random.Random(f"placement {transport.peer_id}"),  # noqa: S311 - nothing secret
+            worth=self._worth,
+        )
+        self.tidying = Tidying(
+            me=transport.peer_id,
+            state=state,
+            host=self.host,
+            directory=self.directory,
+            dropping=self.dropping,
+            trainer=trainer,
+            handing=None if trainer is None else Handing(parts, trainer, config.tidy.margin),
+            let_go=self.averager.let_go,
+            config=tidy_config(config),
+            now_s=transport.now_s,
+            announce=self.advertiser.changed,
+            telemetry=telemetry,
         )
         self.handover = HandOver(
             me=transport.peer_id,
@@ -329,6 +362,8 @@ class MeshRuntime:
             services["following"] = self.following.run
         if self._config.place.enabled:
             services["placement"] = self.placement.run
+        if self._config.tidy.enabled:
+            services["tidying"] = self.tidying.run
         if self._config.average.enabled:
             services["averager"] = self.averager.run
         if self.facade is not None:
@@ -367,6 +402,7 @@ class MeshRuntime:
             self.following.look_again()
             self.settling.look_again()
             self.placement.look_again()
+            self.tidying.look_again()
             await self.contributions.pull(self._puller, self.directory)
             await self.contributions.solve()
 
@@ -392,6 +428,11 @@ class MeshRuntime:
         """Bring a replica that has missed rounds to where the others are."""
         await catch_up(uid, self.directory, self.host, self._puller, apply=self._apply_round)
 
+    def _worth(self) -> Mapping[str, float]:
+        """What each expert adds to I(E;C) on this node's own images, in nats; empty before that was measured."""
+        found = self.trainer.specialization
+        return {} if found is None else dict(zip(found.uids, found.information_shares.tolist(), strict=True))
+
     def _weight_of(self, uid: ExpertUid) -> float:
         expert = self.host.get(uid)
         return weight_of(expert, self._config, self.contributions.own_samples(self._transport.peer_id, expert.classes))
@@ -416,4 +457,5 @@ class MeshRuntime:
             contributions=self.contributions.index,
             withdrawals=self.contributions.withdrawals,
             room_bytes=0 if leaving else self.placement.room_bytes,
+            spare=self.tidying.says() if self._config.tidy.enabled and not leaving else (),
         )

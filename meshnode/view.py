@@ -136,6 +136,7 @@ class NodeView:
             "training": self._training(),
             "averaging": self.averaging(),
             "placement": self._placement(),
+            "tidy": self._tidy(),
             "handover": self._handover(),
             "serving": {"enabled": self.config.serve.enabled, "queue": self.compute.waiting},
             "router": self._router(),
@@ -228,7 +229,7 @@ class NodeView:
     def pull_expert(self, uid: str, peer_id: str | None) -> dict[str, Any]:
         """Have a replica pulled and hosted."""
         runtime, known = self._at_work(), ExpertUid(Digest(uid))
-        if known not in runtime.host.experts:
+        if runtime.host.find(known) is None:
             listing = runtime.directory.experts().get(known)
             if listing is None:
                 raise NoSuchPeerOrExpert(uid)
@@ -246,7 +247,7 @@ class NodeView:
     async def expert_file(self, uid: str) -> bytes:
         """A hosted expert as a file."""
         runtime, hosted = self._at_work(), ExpertUid(Digest(uid))
-        if hosted not in runtime.host.experts:
+        if runtime.host.find(hosted) is None:
             raise NoSuchPeerOrExpert(uid)
         return await runtime.replicas.export(hosted)
 
@@ -380,6 +381,12 @@ class NodeView:
                 for short in (runtime.placement.shortages() if runtime else ())
             ],
         }
+
+    def _tidy(self) -> dict[str, Any]:
+        """What the mesh could do without, and what that waits for."""
+        tidy = self.config.tidy
+        spare = self.runtime.tidying.spare() if self.runtime and tidy.enabled else ()
+        return {"enabled": tidy.enabled, "lease_s": tidy.lease_s, "spare": [one.document() for one in spare]}
 
     def _mqtt(self) -> dict[str, Any]:
         if self.mqtt is None:

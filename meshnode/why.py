@@ -266,6 +266,28 @@ def _replicas(status: Status) -> Sequence[Reason]:
     return [Reason("replicas", f"{_count(len(short), 'expert')} with fewer than {wanted}", why, change)]
 
 
+def _tidy(status: Status) -> Sequence[Reason]:
+    """Experts that the mesh could do without, and why they are still there."""
+    if not status.get("mesh"):
+        return [Reason("tidy", "none yet", _AWAITS_MESH, _SEE_MESH)]
+    tidy = _part(status, "tidy")
+    if tidy.get("enabled") is False:
+        why = "switched off: no expert that this node holds is merged or retired"
+        return [Reason("tidy", "off", why, "Set enabled = true in [tidy], and start again.")]
+    entries = tidy.get("spare") or []
+    spare, gone = [one for one in entries if not one.get("gone")], [one for one in entries if one.get("gone")]
+    state = f"{_count(len(spare), 'expert')} to do without, {len(gone)} gone"
+    on_lease = [one for one in spare if one.get("left_s")]
+    if on_lease:
+        state += f", {len(on_lease)} unused within the lease"
+    held = [one for one in spare if one.get("holding_on") and not one.get("left_s")]
+    if not held:
+        return [Reason("tidy", state)]
+    why = _named([f"expert {one['uid'][:12]} is held on to by {', '.join(one['holding_on'])}" for one in held])
+    change = "Nothing: each of them looks for itself, or waits until it has been unused there for the lease, too."
+    return [Reason("tidy", state, why, change)]
+
+
 def _serving(status: Status) -> Sequence[Reason]:
     serving = _part(status, "serving")
     if serving.get("enabled") is False:
@@ -358,6 +380,7 @@ _TELLERS = {
     "decisions": _decisions,
     "averaging": _averaging,
     "replicas": _replicas,
+    "tidy": _tidy,
     "serving": _serving,
     "routing": _routing,
     "device": _device,

@@ -49,6 +49,7 @@ __all__ = [
     "MAX_ROUNDS_PER_CALL",
     "MAX_ROUND_MEMBERS",
     "MAX_SIGNATURE_BYTES",
+    "MAX_SPARE_PER_RECORD",
     "MAX_SPEC_BYTES",
     "MAX_SPEC_TEXT_CHARS",
     "MAX_TENSORS_PER_MESSAGE",
@@ -94,6 +95,8 @@ MAX_CLOCK_SKEW_S: Final = 3.0
 """Beyond it leases look expired or immortal to others (measured), so such a node must not announce."""
 MAX_EXPERTS_PER_RECORD: Final = 64
 """About 280 bytes an advert of two classes: not many more would fit MAX_RECORD_BYTES."""
+MAX_SPARE_PER_RECORD: Final = 8
+"""Experts that a peer could do without, told at a time: they go one after another, the lowest uid first."""
 MAX_PEERS_PER_BOOK: Final = 4096
 """Peers a RecordBook remembers: 96 MiB if each sent the largest record."""
 MAX_CONTRIBUTION_BYTES: Final = 128 * KIB

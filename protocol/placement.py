@@ -18,7 +18,7 @@ from typing import Final
 from protocol.codec import encode
 from protocol.identifiers import ExpertUid, PeerId
 
-__all__ = ["Adoption", "KeptExpert", "adoptions", "adopters", "surplus_turn", "wait_s"]
+__all__ = ["Adoption", "KeptExpert", "adoptions", "adopters", "surplus_turn", "turn_among", "wait_s"]
 
 JITTER_SHARE: Final = 1 / 3
 """Of a slot. The rest of it lies between two turns at least, so that the later one sees what the earlier has done."""
@@ -33,6 +33,8 @@ class KeptExpert:
     """Of its parameters."""
     holders: frozenset[PeerId]
     """Live peers that advertise it or another one of its family, and do not leave."""
+    worth: float = 0.0
+    """What it tells about classes, in any unit, as the peer that asks has measured it; 0 where it has not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +62,10 @@ def adopters(expert: KeptExpert, rooms: Mapping[PeerId, int]) -> tuple[PeerId, .
 def adoptions(
     me: PeerId, experts: Iterable[KeptExpert], rooms: Mapping[PeerId, int], *, replicas: int
 ) -> tuple[Adoption, ...]:
-    """What the peer `me` is to adopt and when, the rarest expert first, among equally rare ones its heaviest.
+    """What the peer `me` is to adopt and when, the rarest expert first, among equally rare ones the worthiest.
+
+    Worth orders what one peer does first and is nothing that peers have to agree on: whose turn it is does not depend
+    on it. Equally worthy ones come by the weight of the peer.
 
     Args:
         me: A peer; without room in `rooms` it adopts nothing.
@@ -73,8 +78,9 @@ def adoptions(
         missing = replicas - len(expert.holders)
         if missing > 0 and me in (order := adopters(expert, rooms)):
             turn = max(0, order.index(me) + 1 - missing)
-            found.append(Adoption(uid=expert.uid, num_holders=len(expert.holders), turn=turn))
-    return tuple(sorted(found, key=lambda adoption: (adoption.num_holders, _place(adoption.uid, me))))
+            adoption = Adoption(uid=expert.uid, num_holders=len(expert.holders), turn=turn)
+            found.append(((adoption.num_holders, -expert.worth, _place(expert.uid, me)), adoption))
+    return tuple(adoption for _, adoption in sorted(found, key=lambda one: one[0]))
 
 
 def surplus_turn(me: PeerId, expert: KeptExpert, *, replicas: int) -> int | None:
@@ -85,6 +91,13 @@ def surplus_turn(me: PeerId, expert: KeptExpert, *, replicas: int) -> int | None
         return None
     order = _in_order(expert.uid, expert.holders)[::-1]
     return max(0, order.index(me) + 1 - surplus)
+
+
+def turn_among(me: PeerId, about: ExpertUid, peers: Iterable[PeerId]) -> int | None:
+    """Turns that the peer `me` waits before it does for all of these what has to do with an expert and is to be done
+    once; None if it is none of them."""
+    order = _in_order(about, peers)
+    return order.index(me) if me in order else None
 
 
 def wait_s(turn: int, *, slot_s: float, jitter: float) -> float:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -45,7 +45,7 @@ from meshnode.state.state import State
 from meshnode.transport.memory import MemoryNetwork, MemoryTransport
 from protocol.framing import Frame
 from protocol.identifiers import ExpertUid, PeerId, digest_of
-from protocol.records import PeerRecord
+from protocol.records import PeerRecord, SpareExpert
 from protocol.signing import SigningKey
 from protocol.spec import ExpertForm, ImageInput, MeshSpec, decode_spec, encode_spec, mesh_id_of
 
@@ -156,6 +156,8 @@ class MemoryNode:
     handlers: Handlers
     inference: RoutedInference
     advertiser: Advertiser
+    says: list[Callable[[], tuple[SpareExpert, ...]]]
+    """What, last of all, tells which experts the node could do without; none where nothing does."""
 
     @property
     def peer_id(self) -> PeerId:
@@ -276,6 +278,8 @@ def _put_together(  # noqa: PLR0917 - in the order in which they are made
     async def behind(uid: ExpertUid) -> None:
         await catch_up(uid, directory, host, puller, apply=apply)
 
+    says: list[Callable[[], tuple[SpareExpert, ...]]] = []
+
     def describe(issued_at: float, expires_at: float, leaving: bool) -> PeerRecord:
         return PeerRecord(
             mesh_id=MESH.mesh_id,
@@ -288,6 +292,7 @@ def _put_together(  # noqa: PLR0917 - in the order in which they are made
             contributions=contributions.index,
             withdrawals=contributions.withdrawals,
             room_bytes=placement.room_bytes,
+            spare=says[-1]() if says else (),
         )
 
     hooks = Hooks(apply=apply, catch_up=behind, weight=lambda uid: 1.0, pacer=Pacer(None))
@@ -328,6 +333,7 @@ def _put_together(  # noqa: PLR0917 - in the order in which they are made
         placement=placement,
         handlers=handlers,
         inference=inference,
+        says=says,
         advertiser=Advertiser(
             transport,
             key_of(name),

@@ -182,7 +182,7 @@ def judge_usage(
     if missing := classes_of.keys() - set(specialization.uids):
         raise UnknownClasses(missing, known=specialization.uids)
     usage_E, entropy_E = specialization.usage, specialization.entropies
-    information_E = _information_shares(specialization)
+    information_E = specialization.information_shares
     verdicts = []
     for uid in sorted(classes_of):
         column = specialization.uids.index(uid)
@@ -224,18 +224,6 @@ def _merge_verdict(
         num_items=len(items_ND),
         reason=reason,
     )
-
-
-def _information_shares(specialization: Specialization) -> Tensor:
-    """pi_i KL(p(c|E_i) || p(c)), ``(E,)``; they sum to I(E;C)."""
-    total = specialization.mass_CE.sum()
-    if total == 0:
-        return specialization.mass_CE.sum(dim=0)
-    joint_CE = specialization.mass_CE / total
-    of_class_C, of_expert_E = joint_CE.sum(dim=1), joint_CE.sum(dim=0)
-    logs_CE = torch.xlogy(joint_CE, joint_CE) - torch.xlogy(joint_CE, of_class_C[:, None])
-    # Never below 0 but for rounding.
-    return (logs_CE.sum(dim=0) - torch.xlogy(of_expert_E, of_expert_E)).clamp_min(0.0)
 
 
 def _may_go(

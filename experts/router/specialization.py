@@ -101,6 +101,21 @@ class Specialization:
         return max(0.0, float(own - apart))
 
     @property
+    def information_shares(self) -> Tensor:
+        """pi_i KL(p(c|E_i) || p(c)), what each expert adds to I(E;C), ``(E,)`` nats, at least 0; they sum to it.
+
+        Equal to pi_i (sum_c p(c|E_i) log 1/p(c) - S(E_i)): much for who works much, for few classes, or for rare ones.
+        """
+        total = self.mass_CE.sum()
+        if total == 0:
+            return self.mass_CE.sum(dim=0)
+        joint_CE = self.mass_CE / total
+        of_class_C, of_expert_E = joint_CE.sum(dim=1), joint_CE.sum(dim=0)
+        logs_CE = torch.xlogy(joint_CE, joint_CE) - torch.xlogy(joint_CE, of_class_C[:, None])
+        # Never below 0 but for rounding.
+        return (logs_CE.sum(dim=0) - torch.xlogy(of_expert_E, of_expert_E)).clamp_min(0.0)
+
+    @property
     def top_shares(self) -> Tensor:
         """Share of a class's gate mass that its main expert got, ``(C,)``, in [1/E, 1]; NaN without mass."""
         if not self.uids:

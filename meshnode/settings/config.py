@@ -32,6 +32,7 @@ from meshnode.settings.sections import (
     PreserveSection,
     PrivacySection,
     ServeSection,
+    TidySection,
     TrainSection,
 )
 from meshnode.settings.units import format_duration_s, format_rate
@@ -65,6 +66,7 @@ class NodeConfig(BaseModel):
     preserve: PreserveSection = Field(default_factory=PreserveSection)
     privacy: PrivacySection = Field(default_factory=PrivacySection)
     place: PlaceSection = Field(default_factory=PlaceSection)
+    tidy: TidySection = Field(default_factory=TidySection)
     serve: ServeSection = Field(default_factory=ServeSection)
     api: ApiSection = Field(default_factory=ApiSection)
     mqtt: MqttSection = Field(default_factory=MqttSection)

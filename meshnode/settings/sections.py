@@ -398,6 +398,29 @@ class PlaceSection(_Section):
     over; ``0s`` stops at once. With nobody who could, it does not wait. A second signal ends it in any case."""
 
 
+class TidySection(_Section):
+    """What the mesh does without: experts that say what others say, and those that nobody asks."""
+
+    enabled: bool = True
+    """Have two experts of the same classes that say the same merged into one, and retire those that are unused, once
+    others have learned what they know. Without it this node does neither, and as long as it holds an expert no other
+    node gives that one up."""
+    every_s: Seconds = Field(default=600.0, alias="every")
+    """How soon two experts are held against each other again: each time takes the trainer from its tasks."""
+    lease_s: Annotated[float, Field(ge=0.001, le=365 * _DAY_S), BeforeValidator(_seconds)] = Field(
+        default=7 * _DAY_S, alias="lease"
+    )
+    """How long an expert has to be unused before it is retired; a restart does not begin it again."""
+    max_difference: float = Field(default=0.05, ge=0, le=1)
+    """Mean total variation between the outputs of two experts of the same classes up to which they say the same."""
+    max_usage: float = Field(default=0.01, ge=0, le=1)
+    """Share of the gate mass up to which an expert is unused, if others answer for its classes."""
+    max_information: float = Field(default=0.005, ge=0, le=10)
+    """Nats that it may add to I(E;C) then: one that works for a rare class has little mass, and is not unused."""
+    margin: float = Field(default=0.005, ge=0, le=1)
+    """How far accuracy on held-out images may fall where one expert comes to stand for another one."""
+
+
 class ServeSection(_Section):
     """How this node answers for the experts it hosts."""
 

@@ -23,6 +23,7 @@ from meshnode.state.rows import (
     Forgotten,
     Generation,
     Reached,
+    SpareRow,
     Standing,
     TaskRow,
     WithdrawalRow,
@@ -33,7 +34,7 @@ from protocol.identifiers import Digest, ExpertUid, PeerId
 
 __all__ = ["Ledger", "SCHEMA_VERSION"]
 
-SCHEMA_VERSION: Final = 7
+SCHEMA_VERSION: Final = 8
 
 MAX_DECISIONS: Final = 500
 """Kept at most, the newest: each is about a kilobyte."""
@@ -62,6 +63,16 @@ _DECISIONS: Final = (
         outcome TEXT,               -- NULL while it is under way
         facts TEXT NOT NULL,        -- JSON object
         PRIMARY KEY (task, digest)
+    ) STRICT""",
+)
+
+_SPARE: Final = (
+    """CREATE TABLE spare (
+        uid TEXT PRIMARY KEY,
+        since REAL NOT NULL,        -- Unix seconds
+        cause TEXT NOT NULL,
+        instead TEXT,               -- uid; NULL for one that is unused
+        handed_on INTEGER NOT NULL
     ) STRICT""",
 )
 
@@ -109,6 +120,7 @@ _SCHEMA: Final = (
     ) STRICT""",
     *_FORGETTING,
     *_DECISIONS,
+    *_SPARE,
 )
 
 _UPGRADES: Final = (
@@ -130,6 +142,7 @@ _UPGRADES: Final = (
         "CREATE TABLE dropped (uid TEXT PRIMARY KEY, at REAL NOT NULL) STRICT",
     ),
     _DECISIONS,
+    _SPARE,
 )
 """From each version to the next, the first one's first; a column that is added stands where a new ledger has it."""
 
@@ -288,6 +301,42 @@ class Ledger:
     def is_declined(self, uid: ExpertUid) -> bool:
         """Whether this was remembered."""
         return bool(self._rows("SELECT 1 FROM declined WHERE uid = ?", uid))
+
+    def retire(self, uid: ExpertUid) -> None:
+        """Have a current expert be one no more, though nothing has succeeded it.
+
+        Raises:
+            UnknownExpert: It is not hosted here, or not as current.
+        """
+        with self._transaction() as db:
+            self._change_standing(db, uid, "current", "retired")
+
+    def revive(self, uid: ExpertUid) -> None:
+        """Have a retired expert be current again, and nobody think that the mesh can do without it, all at once.
+
+        Raises:
+            UnknownExpert: It is not kept here as retired.
+        """
+        with self._transaction() as db:
+            self._change_standing(db, uid, "retired", "current")
+            db.execute("UPDATE experts SET placed = 0 WHERE uid = ?", (uid,))
+            db.execute("DELETE FROM spare WHERE uid = ?", (uid,))
+
+    def put_spare(self, row: SpareRow) -> None:
+        """Write that the mesh could do without an expert, over what was written of it before."""
+        with self._transaction() as db:
+            values = (row.uid, row.since, row.cause, row.instead, row.handed_on)
+            db.execute("INSERT OR REPLACE INTO spare VALUES (?, ?, ?, ?, ?)", values)
+
+    def drop_spare(self, uid: ExpertUid) -> None:
+        """It could not, after all."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM spare WHERE uid = ?", (uid,))
+
+    def spare(self) -> dict[ExpertUid, SpareRow]:
+        """All that it could do without, by uid, sorted."""
+        rows = self._rows("SELECT * FROM spare ORDER BY uid")
+        return {row["uid"]: SpareRow(**row | {"handed_on": bool(row["handed_on"])}) for row in rows}
 
     @staticmethod
     def _change_standing(db: sqlite3.Connection, uid: ExpertUid, before: Standing, after: Standing) -> None:

@@ -14,6 +14,7 @@ __all__ = [
     "Generation",
     "NewWeights",
     "Reached",
+    "SpareRow",
     "Standing",
     "TaskRow",
     "WithdrawalRow",
@@ -21,8 +22,9 @@ __all__ = [
 ]
 
 Standing = Literal["current", "retired", "declined"]
-"""How an expert is kept: as what is advertised, trained and averaged; as one that another one here has succeeded; or as
-a successor that was rolled back. The latter two are kept to go back to, and answer whoever still asks for them."""
+"""How an expert is kept: as what is advertised, trained and averaged; as one that another one here has succeeded, or
+that the mesh can do without; or as a successor that was rolled back. The latter two are kept to go back to, and answer
+whoever still asks for them."""
 
 Forgotten = Literal["task", "peer"]
 """What this node was told to forget, so that it does not come back: a task of its own, or what a peer contributed."""
@@ -54,6 +56,21 @@ class ExpertRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SpareRow:
+    """That the mesh could do without an expert, hosted here or not."""
+
+    uid: ExpertUid
+    since: float
+    """Since when, in Unix seconds: an unused one goes once a lease has passed since then."""
+    cause: str
+    """"unused", or "merged": another one of its classes says the same."""
+    instead: ExpertUid | None = None
+    """Which one that is; None for one that is unused."""
+    handed_on: bool = False
+    """Whether this node has had those learn what it knows that answer for its classes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Reached:
     """How far which training run was."""
 
@@ -71,7 +88,7 @@ class Generation:
     """Of the blob with the weights."""
     cause: str
     """What made it: "initial", "adopted", "imported", "trained", "averaged", "pulled", "migrated",
-    "followed", "placed", "redistilled", "begun"."""
+    "followed", "placed", "redistilled", "begun", "merged"."""
     parent: Digest | None
     """Weights it was made from; None for the first."""
     created_at: float

@@ -214,6 +214,24 @@ class State:
         with self._changing:
             self.ledger.roll_back(uid, to)
 
+    def retire(self, uid: ExpertUid) -> None:
+        """Keep a current expert as retired, with its generations, though nothing has succeeded it.
+
+        Raises:
+            UnknownExpert: It is not hosted here, or not as current.
+        """
+        with self._changing:
+            self.ledger.retire(uid)
+
+    def revive(self, uid: ExpertUid) -> None:
+        """Have a retired expert be current again, as it was.
+
+        Raises:
+            UnknownExpert: It is not kept here as retired.
+        """
+        with self._changing:
+            self.ledger.revive(uid)
+
     def decline(self, uid: ExpertUid) -> None:
         """Remember that a successor is not wanted here, such as one that was judged worse; it need not be hosted."""
         self.ledger.decline(uid)

@@ -13,6 +13,7 @@ from experts.continual.decision import StartEvidence
 from meshnode.trainer.assess_messages import Assess, Assessed
 from meshnode.trainer.stream_messages import ReadStreams, StreamsRead, StreamState
 from meshnode.trainer.task_file import TaskFile
+from meshnode.trainer.tidy_messages import HandedOn, HandOn, KnownExpert
 from protocol.lineage import Accuracy, LayerTransfer
 
 __all__ = [
@@ -29,6 +30,9 @@ __all__ = [
     "Forget",
     "Forgotten",
     "FromTrainer",
+    "HandOn",
+    "HandedOn",
+    "KnownExpert",
     "Learn",
     "Learned",
     "LearningFailed",
@@ -272,6 +276,7 @@ ToTrainer = (
     | Compare
     | Forget
     | Redistil
+    | HandOn
 )
 
 
@@ -449,6 +454,7 @@ FromTrainer = (
     | Redistilled
     | Sought
     | Begun
+    | HandedOn
 )
 
 _to_trainer: msgspec.msgpack.Decoder[ToTrainer] = msgspec.msgpack.Decoder(ToTrainer)

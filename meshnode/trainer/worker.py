@@ -41,6 +41,7 @@ from meshnode.logs import configure_logs, get_logger  # noqa: E402
 from meshnode.trainer.assessing import Assessor  # noqa: E402
 from meshnode.trainer.beginning import Beginner  # noqa: E402
 from meshnode.trainer.forgetting import Redistiller, forget  # noqa: E402
+from meshnode.trainer.handing_on import HandingOn  # noqa: E402
 from meshnode.trainer.held_back import HeldBack  # noqa: E402
 from meshnode.trainer.interrupted import InterruptedRuns  # noqa: E402
 from meshnode.trainer.learning import Learner, LearnerConfig  # noqa: E402
@@ -53,6 +54,7 @@ from meshnode.trainer.messages import (  # noqa: E402
     Compare,
     Forget,
     FromTrainer,
+    HandOn,
     Learn,
     LearningFailed,
     Measure,
@@ -166,6 +168,7 @@ class _Worker:
         self._migrator = Migrator(
             trunk, memory, self._same_file, config.distillation, seed=settings.seed, send=self._send
         )
+        self._handing_on = HandingOn(trunk, memory, self._same_file, config.distillation, seed=settings.seed)
         self._beginner = Beginner(trunk, self._same_file, config.distillation, seed=settings.seed)
         told = self._publisher
         self._send(TrainerReady(replay_samples=len(memory), waiting=told.waiting, increments=told.increments))
@@ -186,12 +189,12 @@ class _Worker:
                     self._migrate(order)
                 case Forget():
                     self._send(forget(order, self._memory, self._faculty, self._runs, self._publisher, self._tasks))
-                case Assess() | Seek() | Begin() | Redistil():
+                case Assess() | Seek() | Begin() | Redistil() | HandOn():
                     self._send(self._answer(order))
                 case _:
                     raise AssertionError(f"unexpected {type(order).__name__}")
 
-    def _answer(self, order: Assess | Seek | Begin | Redistil) -> FromTrainer:
+    def _answer(self, order: Assess | Seek | Begin | Redistil | HandOn) -> FromTrainer:
         try:
             match order:
                 case Assess():
@@ -203,6 +206,8 @@ class _Worker:
                     return self._beginner.begin(order)
                 case Redistil():
                     return self._redistiller.redistil(order)
+                case HandOn():
+                    return self._handing_on.hand_on(order)
         except (ExpertsError, OSError) as exc:
             return LearningFailed(reason=str(exc))
 

@@ -14,6 +14,7 @@ from protocol.records.contributions import (
 from protocol.records.peers import (
     ExpertAdvert,
     PeerRecord,
+    SpareExpert,
     fitting,
     inspect_record,
     open_record,
@@ -26,6 +27,7 @@ __all__ = [
     "PeerRecord",
     "RecordBook",
     "RouterContribution",
+    "SpareExpert",
     "Withdrawal",
     "decode_contribution_index",
     "encode_contribution_index",

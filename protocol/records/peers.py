@@ -29,11 +29,21 @@ from protocol.wiretypes import (
     PeerIdField,
 )
 
-__all__ = ["ExpertAdvert", "PeerRecord", "fitting", "inspect_record", "open_record", "record_key", "seal_record"]
+__all__ = [
+    "ExpertAdvert",
+    "PeerRecord",
+    "SpareExpert",
+    "fitting",
+    "inspect_record",
+    "open_record",
+    "record_key",
+    "seal_record",
+]
 
 _DOMAIN: Final = "record"
-_HEAD_BYTES: Final = 1024
-"""More than a record takes without its adverts: names, digests and moments are 700 bytes at most."""
+_HEAD_BYTES: Final = 2048
+"""More than a record takes without its adverts: names, digests and moments are 700 bytes at most, what its peer could
+do without 800."""
 
 
 class ExpertAdvert(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -67,6 +77,14 @@ class ExpertAdvert(msgspec.Struct, frozen=True, omit_defaults=True):
             raise ValueError("an expert has ancestors and a lineage, or neither")
 
 
+class SpareExpert(msgspec.Struct, frozen=True, omit_defaults=True):
+    """That the record's peer finds that the mesh can do without an expert, hosted there or not."""
+
+    uid: ExpertUidField
+    handed_on: bool = False
+    """Whether the peer has seen to it that those which answer for its classes have learned what it knows."""
+
+
 class PeerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a peer says of itself from ``issued_at`` until ``expires_at``, Unix seconds of the DHT's clock."""
 
@@ -85,6 +103,8 @@ class PeerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     none. A list of its own: a reader that knows of no withdrawals still reads the other one."""
     room_bytes: CounterField = 0
     """Bytes of other peers' experts that it would still take in (`protocol.placement`)."""
+    spare: Annotated[tuple[SpareExpert, ...], msgspec.Meta(max_length=limits.MAX_SPARE_PER_RECORD)] = ()
+    """Experts that it could do without; one goes once all that hold it say so, and one of all peers has handed on."""
 
 
 def fitting(adverts: Iterable[ExpertAdvert]) -> tuple[ExpertAdvert, ...]:
