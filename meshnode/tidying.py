@@ -239,10 +239,7 @@ class Tidying:
                 continue
             measured = self.trainer.specialization if self.trainer else None
             goes, stays = by_information(measured, (first, other))
-            shares = [self._share(one.uid) for one in (goes, stays)]
-            done = await self.handing.hand_on(
-                goes.uid, stays.uid, (shares[0], shares[1]), max_difference=self.config.max_difference
-            )
+            done = await self.handing.hand_on(goes.uid, stays.uid, max_difference=self.config.max_difference)
             reason = done.objection(self.config.margin)
             if reason is not None or not done.has_learned:
                 log.debug("two experts are not merged", experts=(goes.uid, stays.uid), reason=reason)
@@ -282,7 +279,7 @@ class Tidying:
     async def _handed_to(self, goes: ExpertUid, stays: ExpertUid) -> str | None:
         """Why an expert could not learn what the other one knows; None if it has, or has known it."""
         assert self.handing is not None
-        done = await self.handing.hand_on(goes, stays, (self._share(goes), self._share(stays)))
+        done = await self.handing.hand_on(goes, stays)
         return done.objection(self.config.margin)
 
     async def _give_up(self, uid: ExpertUid) -> None:
@@ -332,10 +329,6 @@ class Tidying:
 
     def _left_s(self, row: SpareRow) -> float:
         return row.since + self.config.lease_s - self.now_s()
-
-    def _share(self, uid: ExpertUid) -> float:
-        measured = self.trainer.specialization if self.trainer else None
-        return float(measured.usage[measured.uids.index(uid)]) if measured and uid in measured.uids else 0.0
 
     def _is_my_turn(self, uid: ExpertUid, other: ExpertUid, peers: frozenset[PeerId]) -> bool:
         """Whether this node is to do now what concerns two experts, or one, and is to be done once."""

@@ -269,7 +269,7 @@ def _replicas(status: Status) -> Sequence[Reason]:
 def _tidy(status: Status) -> Sequence[Reason]:
     """Experts that the mesh could do without, and why they are still there."""
     if not status.get("mesh"):
-        return [Reason("tidy", "none yet", _AWAITS_MESH, _SEE_MESH)]
+        return [Reason("tidy", "nothing yet")]
     tidy = _part(status, "tidy")
     if tidy.get("enabled") is False:
         why = "switched off: no expert that this node holds is merged or retired"

@@ -1,8 +1,10 @@
 """What an expert knows that is to go, handed on by distillation to one that stays and shares classes with it.
 
 The one that stays learns its own items again: from their labels, from what it says of them itself, and, where an item
-is of a class that both answer for, from what the other one says of these. Experts that are merged share all classes; of
-one that is retired those learn that answer for two or more of its classes: of a single one it has nothing to say.
+is of a class that both answer for, as much from what the other one says of these. (Usage, by which `merging` weighs its
+teachers, says who is asked and not who is right; of one that is to be retired it is nothing.) Experts that are merged
+share all classes; of one that is retired those learn that answer for two or more of its classes: of a single one it has
+nothing to say.
 
 Whether it came to anything is measured on items that were not learned from, in two ways: how good the one that stays is
 at all of its classes, before and after; and how good each is at telling the shared ones apart.
@@ -28,9 +30,6 @@ from experts.errors import NothingToLearnFrom
 from experts.local import LocalExpert
 
 __all__ = ["HandedOn", "hand_on", "judge_among", "shared_classes"]
-
-_LEAST_SHARE = 1e-3
-"""Of a teacher that nobody asks, but that is to be heard here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -58,7 +57,6 @@ def hand_on(
     goes: LocalExpert,
     stays: LocalExpert,
     items: Items,
-    usage: tuple[float, float],
     config: DistillationConfig,
     generator: torch.Generator,
 ) -> HandedOn:
@@ -68,7 +66,6 @@ def hand_on(
         goes: Shares two or more classes with `stays`.
         stays: What the new one begins as.
         items: Of its classes, some of the shared ones among the held-out.
-        usage: Gate mass of `goes` and `stays`, in any unit, not negative: what each counts for as a teacher.
         config: Of the distillation.
         generator: Draws the batches.
 
@@ -81,7 +78,7 @@ def hand_on(
     if not {*shared} & {*items.held_out_labels}:
         raise NothingToLearnFrom("handing on without classes that both answer for, or items of these to judge by")
     new = LocalExpert(stays.classes, copy.deepcopy(stays.module))
-    run = DistillationRun(new.module, _data(goes, stays, items, usage), config, generator)
+    run = DistillationRun(new.module, _data(goes, stays, items), config, generator)
     while not run.done:
         run.step()
     own_N = class_columns(items.held_out_labels, stays.classes)
@@ -113,18 +110,15 @@ def judge_among(classes: Sequence[str], expert: LocalExpert, features_ND: Tensor
     return float((answers_N == class_columns([labels[row] for row in rows], classes)).double().mean())
 
 
-def _data(goes: LocalExpert, stays: LocalExpert, items: Items, usage: tuple[float, float]) -> DistillationData:
+def _data(goes: LocalExpert, stays: LocalExpert, items: Items) -> DistillationData:
     own_NC = _logits(stays.module, items.features_ND)
     others_NC = align_logits(_logits(goes.module, items.features_ND), goes.classes, stays.classes)
     is_strange_N = torch.tensor([label not in goes.classes for label in items.labels])
     others_NC = others_NC.masked_fill(is_strange_N[:, None], -torch.inf)
-    total = sum(usage)
-    shares = [max(part / total, _LEAST_SHARE) if total > 0 else 0.5 for part in usage]
     return DistillationData(
         features_ND=items.features_ND,
         labels_N=class_columns(items.labels, stays.classes),
         teacher_logits_NC=torch.stack([others_NC, own_NC], dim=1),
-        teacher_weights_J=torch.tensor(shares, dtype=torch.float64),
     )
 
 

@@ -85,17 +85,14 @@ class Handing:
             TrainerDied: The worker ended.
         """
         async with self._trainer.borrow("tidying") as worker:
-            return await self._asked(worker, await self._known(goes, 0.0), await self._known(stays, 0.0), None, False)
+            return await self._asked(worker, await self._known(goes), await self._known(stays), None, False)
 
-    async def hand_on(
-        self, goes: ExpertUid, stays: ExpertUid, usage: tuple[float, float], *, max_difference: float | None = None
-    ) -> Handed:
+    async def hand_on(self, goes: ExpertUid, stays: ExpertUid, *, max_difference: float | None = None) -> Handed:
         """Have one expert learn what another one knows, and serve it so if `Handed.objection` has nothing against it.
 
         Args:
             goes: Shares two or more classes with `stays`.
             stays: Hosted here from then on, if it has learned.
-            usage: Gate mass of both.
             max_difference: By which the two may differ in mean total variation; None for any.
 
         Raises:
@@ -103,8 +100,8 @@ class Handing:
         """
         host = self._parts.host
         async with self._trainer.borrow("tidying") as worker:
-            before = await self._known(stays, usage[1])
-            done = await self._asked(worker, await self._known(goes, usage[0]), before, max_difference, True)
+            before = await self._known(stays)
+            done = await self._asked(worker, await self._known(goes), before, max_difference, True)
             if done.found.weights is not None and done.objection(self._margin) is None:
                 known = self._parts.state.ledger.generations(goes)[:1] if host.find(goes) else ()
                 tasks = all_tasks(done.found.tasks, *(one.tasks for one in known))
@@ -128,8 +125,8 @@ class Handing:
         assert isinstance(answer, HandedOn)
         return Handed(found=answer, max_difference=max_difference)
 
-    async def _known(self, uid: ExpertUid, usage: float) -> KnownExpert:
-        """An expert with its weights, from here or from a peer; usage as `KnownExpert.usage`."""
+    async def _known(self, uid: ExpertUid) -> KnownExpert:
+        """An expert with its weights, from here or from a peer."""
         expert = self._parts.host.find(uid)
         if expert is None:
             advert, architecture, weights, _ = await self._parts.replicas.fetch(uid)
@@ -138,7 +135,7 @@ class Handing:
             classes, architecture = expert.classes, expert.architecture
             weights = await asyncio.to_thread(self._parts.state.blobs.get, expert.weights)
         config = dict(architecture.to_config())
-        return KnownExpert(uid=uid, classes=classes, architecture=config, weights=weights, usage=usage)
+        return KnownExpert(uid=uid, classes=classes, architecture=config, weights=weights)
 
 
 def _falls(accuracy: Accuracy, margin: float) -> bool:

@@ -86,7 +86,6 @@ class HandingOn:
             goes,
             stays,
             items,
-            (order.goes.usage, order.stays.usage),
             self._config,
             torch_generator(self._seed, f"hand on/{order.goes.uid}/{order.stays.uid}"),
         )

@@ -18,8 +18,6 @@ class KnownExpert(msgspec.Struct, frozen=True, kw_only=True):
     architecture: dict[str, Any]
     weights: bytes
     """As safetensors."""
-    usage: float
-    """Its share of the gate mass; 0 where it was not measured."""
 
 
 class HandOn(msgspec.Struct, frozen=True, kw_only=True, tag=True):

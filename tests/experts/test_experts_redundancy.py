@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from experts.architectures.mlp import MlpArchitecture
+from experts.continual.handing_on import hand_on, judge_among, shared_classes
 from experts.continual.merging import Items, merge_experts
 from experts.continual.redundancy import (
     MergeVerdict,
@@ -183,3 +184,68 @@ def test_an_expert_that_was_never_tallied_is_refused() -> None:
 def test_settings_out_of_range_are_refused(field: dict[str, float]) -> None:
     with pytest.raises(SettingOutOfRange):
         RedundancyConfig(**field)  # type: ignore[arg-type]
+
+
+THIRD = MlpArchitecture(feature_dim=D, hidden=8, num_classes=3)
+
+
+def three_of(features_ND: torch.Tensor) -> tuple[str, ...]:
+    """ "c" where the last feature is high, otherwise as `labels_of`."""
+    pairs = zip(labels_of(features_ND), features_ND[:, -1].tolist(), strict=True)
+    return tuple("c" if last > 1.0 else name for name, last in pairs)
+
+
+def of_three(seed: int) -> Items:
+    learned, judged = features(seed, 400), features(seed + 50, 200)
+    return Items(features_ND=learned, labels=three_of(learned), held_out_ND=judged, held_out_labels=three_of(judged))
+
+
+def test_an_expert_of_more_classes_learns_what_one_of_two_knows_and_keeps_its_own() -> None:
+    goes, items = expert("1"), of_three(5)
+    module = THIRD.build("3")
+    only_c = torch.tensor([2 if name == "c" else 0 for name in items.labels])  # tells a from b by nothing
+    data = DistillationData(features_ND=items.features_ND, labels_N=only_c)
+    for _ in DistillationRun(module, data, DistillationConfig(steps=600, lr=0.3), torch_generator(0, "3")):
+        pass
+    stays = LocalExpert(("a", "b", "c"), module)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    done = hand_on(goes, stays, items, DistillationConfig(steps=900, lr=0.2), torch_generator(0, "on"))
+    assert done.goes > 0.9
+    assert done.stays_before < 0.7
+    assert done.stays_after > 0.85
+    assert done.after > done.before
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    # As counted one by one, among the two alone.
+    pairs = [(row, name) for row, name in enumerate(items.held_out_labels) if name != "c"]
+    logits = done.expert.module(items.held_out_ND)
+    right = [("a", "b")[int(logits[row, :2].argmax())] == name for row, name in pairs]
+    assert done.stays_after == pytest.approx(sum(right) / len(pairs))
+    assert judge_among(("a", "b"), done.expert, items.held_out_ND, items.held_out_labels) == done.stays_after
+
+
+def test_of_one_class_nothing_can_be_handed_on() -> None:
+    assert shared_classes(("a", "b"), ("b", "c")) == ()
+    assert shared_classes(("b", "a", "d"), ("a", "b", "c")) == ("a", "b")
+    stays = LocalExpert(("b", "c", "d"), THIRD.build("3"))
+    with pytest.raises(NothingToLearnFrom):
+        hand_on(expert("1"), stays, of_three(5), DistillationConfig(steps=1), torch_generator(0, "on"))
+
+
+def test_shares_of_information_sum_to_it_and_follow_from_the_entropies() -> None:
+    mass = torch.rand(4, 3, generator=torch_generator(1, "mass"), dtype=torch.float64)
+    mass[:, 2] = torch.tensor([0.0, 0.0, 0.0, 0.01])  # a rare class's own
+    found = Specialization(
+        classes=("a", "b", "c", "d"), uids=("1", "2", "3"), mass_CE=mass, num_samples_C=torch.full((4,), 9)
+    )
+    shares, prior = found.information_shares, mass.sum(dim=1) / mass.sum()
+    assert float(shares.sum()) == pytest.approx(found.mutual_information)
+    for column in range(3):
+        of_class = found.class_distributions[:, column]
+        expected = float(found.usage[column]) * (
+            float(-(of_class * prior.log()).sum()) - float(found.entropies[column])
+        )
+        assert float(shares[column]) == pytest.approx(expected)
+    nothing = Specialization(
+        classes=("a",), uids=("1",), mass_CE=torch.zeros(1, 1).double(), num_samples_C=torch.ones(1).long()
+    )
+    assert nothing.information_shares.tolist() == [0.0]

@@ -12,7 +12,16 @@ import pytest
 from meshnode.errors import StateTooNew, StateUnreadable
 from meshnode.state import ledger as ledger_module
 from meshnode.state.ledger import SCHEMA_VERSION, Ledger
-from meshnode.state.rows import ContributionRow, DecisionRow, ExpertRow, Generation, Reached, TaskRow, WithdrawalRow
+from meshnode.state.rows import (
+    ContributionRow,
+    DecisionRow,
+    ExpertRow,
+    Generation,
+    Reached,
+    SpareRow,
+    TaskRow,
+    WithdrawalRow,
+)
 from protocol.errors import UnknownExpert
 from protocol.identifiers import Digest, ExpertUid, PeerId, digest_of
 
@@ -237,6 +246,7 @@ ADDED = {
     4: ("ALTER TABLE generations DROP COLUMN tasks", "DROP TABLE withdrawals", "DROP TABLE forgotten"),
     5: ("ALTER TABLE experts DROP COLUMN placed", "DROP TABLE dropped"),
     6: ("DROP TABLE decisions",),
+    7: ("DROP TABLE spare",),
 }
 """What each version did not have yet, taken away again."""
 
@@ -267,6 +277,33 @@ def test_a_ledger_of_an_earlier_version_is_taken_over(path: Path, version: int) 
     with Ledger(path) as ledger:
         assert ledger.generations(UID)[0] == newer
         assert standings(ledger) == {UID: "retired", SUCCESSOR.uid: "current"}
+
+
+# --- what the mesh can do without ---
+
+
+def test_what_the_mesh_can_do_without_is_there_after_reopening_until_it_is_wanted_again(path: Path) -> None:
+    unused = SpareRow(uid=UID, since=5.5, cause="unused")
+    merged = SpareRow(uid=SUCCESSOR.uid, since=7.0, cause="merged", instead=UID, handed_on=True)
+    with Ledger(path) as ledger:
+        ledger.add_expert(dataclasses.replace(EXPERT, placed=True))
+        ledger.put_spare(dataclasses.replace(unused, since=9.0))
+        for row in (unused, merged):
+            ledger.put_spare(row)
+        ledger.retire(UID)
+    with Ledger(path) as ledger:
+        assert ledger.spare() == {row.uid: row for row in sorted((unused, merged), key=lambda row: row.uid)}
+        assert standings(ledger) == {UID: "retired"}
+        with pytest.raises(UnknownExpert):
+            ledger.retire(UID)
+        ledger.revive(UID)
+        assert standings(ledger) == {UID: "current"}
+        assert not ledger.experts()[0].placed
+        assert ledger.spare() == {merged.uid: merged}
+        ledger.drop_spare(merged.uid)
+        assert ledger.spare() == {}
+        with pytest.raises(UnknownExpert):
+            ledger.revive(UID)
 
 
 # --- successions ---

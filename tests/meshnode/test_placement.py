@@ -173,6 +173,18 @@ async def test_room_that_is_needed_is_made_of_what_the_mesh_has_too_much_of(tmp_
         assert holders((*nodes, b), common) == {"a", "c", "d"}
 
 
+async def test_of_equally_rare_ones_the_room_goes_to_what_tells_most_about_classes(tmp_path: Path) -> None:
+    network = memory_network()
+    async with memory_nodes(network, "a", tmp_path) as (a,), memory_node(network, "b", tmp_path, place=PLACE) as b:
+        uids = [(await a.spawn(str(number), str(number + 1))).uid for number in range(4)]
+        b.placement.config = replace(PLACE, room=1)
+        for worthiest in uids:
+            b.placement.worth = lambda chosen=worthiest: {uid: 0.1 + (uid == chosen) for uid in uids}
+            await refresh((a, b), times=3)
+            assert b.host.experts.keys() == {worthiest}
+            await b.dropping.drop(worthiest, least_others=1, asked=False)
+
+
 async def everywhere(nodes: Sequence[MemoryNode], *classes: str) -> ExpertUid:
     for node in nodes:
         expert = await node.spawn(*classes)

@@ -328,3 +328,46 @@ async def test_what_all_its_holders_do_without_is_not_adopted(tmp_path: Path) ->
             await announce_all([a.node, b.node])
         assert b.node.host.experts.keys() == {used.uid}
         assert [short.uid for short in placement.shortages()] == []
+
+
+async def test_a_holder_that_does_not_tidy_keeps_the_mesh_from_losing_an_expert(tmp_path: Path) -> None:
+    network = memory_network()
+    async with (
+        tidying_node(network, "a", tmp_path, tasks={"task": IMAGES}, config=RETIRES) as a,
+        tidying_node(network, "b", tmp_path, train=False) as b,
+    ):
+        used, idle = await a.host(*ALL, hidden=8), await a.host(*PAIR)
+        b.node.says.clear()  # as with tidying switched off, or of an earlier version
+        await announce_all([a.node, b.node])
+        await b.node.replicas.pull(idle.uid)
+        await announce_all([a.node, b.node])
+        await a.measured()
+        await look(a, rounds=1)
+        for _ in range(3):
+            await announce_all([a.node, b.node])
+            await a.tidying.step()
+        assert a.said == {idle.uid}
+        assert a.node.host.experts.keys() == {used.uid, idle.uid}
+        (spare,) = a.tidying.spare()
+        assert (spare.document()["holding_on"], spare.document()["gone"]) == (["b"], False)
+        # Once it does without it, too, both do.
+        await b.node.host.drop(idle.uid, unwanted=True)
+        for _ in range(2):
+            await announce_all([a.node, b.node])
+            await a.tidying.step()
+        assert a.node.host.experts.keys() == {used.uid}
+        await announce_all([a.node])
+        (spare,) = a.tidying.spare()
+        assert spare.document()["gone"]
+
+
+async def test_without_an_image_of_a_class_of_the_one_that_stays_nothing_is_handed_on(tmp_path: Path) -> None:
+    pair = digits(*PAIR).select(range(280))
+    async with tidying_node(memory_network(), "a", tmp_path, tasks={"task": pair}, config=RETIRES) as here:
+        used = await here.node.spawn(*ALL, form=WIDE)  # has learned nothing
+        idle = await here.host(*PAIR)
+        await announce_all([here.node])
+        await here.measured()
+        await look(here, rounds=3)
+        assert here.node.host.experts.keys() == {used.uid, idle.uid}
+        assert here.node.host.get(used.uid).generation == 1

@@ -21,6 +21,7 @@ from experts.distillation import DistillationConfig
 from experts.errors import CorruptWeights, NothingCorresponds
 from experts.preservation.transfer import TransferConfig
 from experts.trunk.base import features_of
+from meshnode.trainer import material
 from meshnode.trainer import migrating as module
 from meshnode.trainer.memory import ReplayMemory
 from meshnode.trainer.messages import (
@@ -233,7 +234,7 @@ def test_forms_answer_a_few_rows_at_a_time_whatever_they_are_asked_about(
 
     expected = Bench(tmp_path, {"a": SEEN}).migrate(steps=1)
     monkeypatch.setattr(module, "_built", watched)
-    monkeypatch.setattr(module, "_ROWS", 16)
+    monkeypatch.setattr(material, "_ROWS", 16)
     assert Bench(tmp_path, {"a": SEEN}).migrate(steps=1) == expected
     assert max(rows) == 16
 

@@ -255,3 +255,30 @@ def test_a_node_that_hands_over_says_so() -> None:
     assert "hands over 1 expert that no other node holds" in (
         only(status(state="draining", handover=handover)).why or ""
     )
+
+
+SPARE = {"uid": "ab" * 32, "cause": "unused", "left_s": 0.0, "instead": None, "handed_on": True, "gone": False}
+
+
+def test_an_expert_that_the_mesh_can_do_without_says_who_holds_on_to_it() -> None:
+    reason = only(status(tidy={"enabled": True, "spare": [SPARE | {"holding_on": ["b", "c"]}]}))
+    assert (reason.topic, reason.state) == ("tidy", "1 expert to do without, 0 gone")
+    assert "held on to by b, c" in (reason.why or "")
+
+
+@pytest.mark.parametrize(
+    ("spare", "state"),
+    [
+        (SPARE | {"holding_on": ["b"], "left_s": 60.0}, "1 expert to do without, 0 gone, 1 unused within the lease"),
+        (SPARE | {"holding_on": [], "gone": True}, "0 experts to do without, 1 gone"),
+    ],
+)
+def test_one_on_its_lease_or_gone_holds_nothing_up(spare: dict[str, Any], state: str) -> None:
+    document = status(tidy={"enabled": True, "spare": [spare]})
+    assert reasons(document) == ()
+    assert next(one.state for one in standing(document) if one.topic == "tidy") == state
+
+
+def test_tidying_that_is_off_says_what_that_means() -> None:
+    reason = only(status(tidy={"enabled": False}))
+    assert (reason.state, reason.change) == ("off", "Set enabled = true in [tidy], and start again.")

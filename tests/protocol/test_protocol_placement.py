@@ -1,5 +1,6 @@
 """Placement: who adopts what follows from the records alone, and moves no more than it has to."""
 
+import dataclasses
 import hashlib
 import random
 from collections.abc import Iterable, Mapping
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.identifiers import ExpertUid, PeerId, digest_of
-from protocol.placement import KeptExpert, adopters, adoptions, surplus_turn, wait_s
+from protocol.placement import KeptExpert, adopters, adoptions, surplus_turn, turn_among, wait_s
 
 PEERS = tuple(PeerId(f"Qm{chr(97 + number) * 44}") for number in range(20) if chr(97 + number) != "l")
 UIDS = tuple(ExpertUid(digest_of(b"%d" % number)) for number in range(60))
@@ -91,6 +92,27 @@ def test_the_rarest_comes_first_and_turns_are_counted_behind_those_that_adopt_at
         turns = sorted(one.turn for me in PEERS[:4] for one in adoptions(me, [expert], roomy(PEERS[:4]), replicas=3))
         missing = 3 - len(expert.holders)
         assert turns == [0] * missing + list(range(1, 5 - missing))
+
+
+@given(holders=st.lists(peers, min_size=4, max_size=4), worths=st.lists(st.integers(0, 3), min_size=4, max_size=4))
+def test_worth_orders_equally_rare_ones_and_never_whose_turn_it_is(
+    holders: list[set[PeerId]], worths: list[int]
+) -> None:
+    rooms = roomy(PEERS[8:])
+    plain = [kept(UIDS[number], held) for number, held in enumerate(holders)]
+    worthy = [dataclasses.replace(one, worth=float(worth)) for one, worth in zip(plain, worths, strict=True)]
+    found = adoptions(PEERS[9], worthy, rooms, replicas=4)
+    assert {*found} == {*adoptions(PEERS[9], plain, rooms, replicas=4)}
+    worth_of = {one.uid: one.worth for one in worthy}
+    order = [(one.num_holders, -worth_of[one.uid]) for one in found]
+    assert order == sorted(order)
+
+
+@given(among=peers)
+def test_what_is_to_be_done_once_has_an_order_that_all_agree_on(among: set[PeerId]) -> None:
+    turns = [turn_among(me, UIDS[0], among) for me in among]
+    assert sorted(turn for turn in turns if turn is not None) == list(range(len(among)))
+    assert all(turn_among(me, UIDS[0], among) is None for me in set(PEERS) - among)
 
 
 @given(holders=peers, replicas=st.integers(1, 4))

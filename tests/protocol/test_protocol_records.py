@@ -15,6 +15,7 @@ from protocol.records import (
     ExpertAdvert,
     PeerRecord,
     RecordBook,
+    SpareExpert,
     fitting,
     inspect_record,
     open_record,
@@ -353,3 +354,13 @@ def test_in_any_order_of_arrival_the_newest_record_remains(sealed_history, key, 
 def sealed_history(record, key):
     records = [changed(record, issued_at=NOW_S + i, expires_at=NOW_S + 100 - 10 * i) for i in range(6)]
     return [(one, seal_record(one, key)) for one in records]
+
+
+def test_what_a_peer_could_do_without_is_told_in_few_bytes_and_within_a_bound(record, key, mesh_id) -> None:
+    spare = tuple(SpareExpert(uid=digest_of(b"%d" % number), handed_on=True) for number in range(9))
+    told = changed(record, spare=spare[: limits.MAX_SPARE_PER_RECORD])
+    sealed = seal_record(told, key)
+    assert open_record(sealed, mesh_id=mesh_id, subkey=key.peer_id, now_s=NOW_S + 1) == told
+    assert len(encode(told)) - len(encode(record)) < 1000, "what a record has room for beside its adverts"
+    assert reason_of(forced(changed(record, spare=spare), key), record) == RecordRefusal.MALFORMED
+    assert b"spare" not in encode(record), "a record without any is as it was"
