@@ -179,7 +179,7 @@ class Placement:
         if any(now_s < dropped[uid] + self.config.unwanted_s for uid in family & dropped.keys()):
             return "this node's user does not want it"
         if self.state.is_declined(listing.uid) or family & self.host.retired.keys():
-            return "this node has gone back to another form"
+            return "this node has gone back to another form, or does without it"
         until_s, failure = self._failures.get(listing.uid, (0.0, ""))
         if now_s < until_s:
             return f"it could not be pulled: {failure}"

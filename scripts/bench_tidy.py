@@ -1,6 +1,7 @@
 """Merging, retiring and placing experts, with S(E_i) and I(E;C) and without: accuracy, experts, parameters, bytes.
 
-Split Fashion-MNIST on tap E5, learned apart by two nodes in three class orders, evenly and with a long tail. Experts
+Split Fashion-MNIST on tap E5, learned apart by two nodes in three class orders: evenly, with a long tail, and with few
+images at one of the nodes. Experts
 that say the same are merged, unused ones retired, what they know is handed on: beside all kept, beside the same without
 handing on, and beside the same without S and I. Then one expert after another is retired in the order of what it adds
 to I(E;C), of its usage, or at random; and replicas are placed by what an expert adds, or as the hash has it, before
@@ -12,13 +13,14 @@ import json
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from bench_continual_rows import Sizes, prepared
 from bench_document import RESULTS, bench_document, say, write_document
-from bench_tidy_mesh import GROUPS, MARGIN, TAIL, TWINS, BenchMesh, made
+from bench_tidy_mesh import FEW, GROUPS, MARGIN, TAIL, TWINS, BenchMesh, made
 from bench_tidy_plot import draw
 
 from experts.evaluation.metrics import spread
@@ -33,12 +35,16 @@ QUICK = Sizes(train=600, test=400)
 RETIRED = 6
 """Experts that go one after another; more, and a class has no expert left in some orders."""
 
-RANDOM_DRAWS, DEATHS = 5, 20
+RANDOM_DRAWS, DEATHS = 5, 40
 
-PEERS, ROOMY, DYING = 8, 4, 3
-"""Peers, those of them with room for one further expert each, and those that die at once."""
+PEERS, DYING = 8, 3
+"""Peers, and those that die at once; half as many as there are experts have room for one further one each."""
 
-SCENARIOS = {"even": False, "long tail": True}
+SCENARIOS: Mapping[str, Mapping[str, bool]] = {
+    "even": {},
+    "long tail": {"tail": True},
+    "few at one node": {"few": True},
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,10 +55,13 @@ def main(arguments: Sequence[str]) -> int:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SCENARIOS}
     for seed in range(options.runs):
         scenario, inputs = prepared("split-fashion-mnist", seed, QUICK if options.quick else Sizes())
-        for name, tail in SCENARIOS.items():
-            mesh = made(scenario, inputs, seed, tail=tail)
+        for name, how in SCENARIOS.items():
+            mesh = made(scenario, inputs, seed, **how)
+            tidied = mesh.copy()
+            _tidied(tidied, use_specialization=True, hands_on=True)
+            placement = {"all kept": _placement(mesh), "merged and retired": _placement(tidied)}
             runs[name].append(
-                {"rows": _rows(mesh), "choice": _choice(mesh), "placement": _placement(mesh), "all": _described(mesh)}
+                {"rows": _rows(mesh), "choice": _choice(mesh), "placement": placement, "all": _described(mesh)}
             )
             found = {row: round(figures["accuracy"], 1) for row, figures in runs[name][-1]["rows"].items()}
             say(f"{name}, seed {seed}: {found}, {time.perf_counter() - began_s:.0f} s")
@@ -147,24 +156,34 @@ def _one_after_another(mesh: BenchMesh, choose: Callable[[BenchMesh, list[str]],
 def _placement(mesh: BenchMesh) -> dict[str, dict[str, float]]:
     """Accuracy of what is left when peers die, after few of the experts could have a further replica."""
     found = mesh.specialization()
-    worth = dict(zip(found.uids, found.information_shares.tolist(), strict=True))
-    return {
-        "by I(E;C)": _after_deaths(mesh, worth),
-        "by the hash alone": _after_deaths(mesh, {}),
-        "none placed": _after_deaths(mesh, None),
+    rules: dict[str, Mapping[str, float] | None] = {
+        "by I(E;C)": dict(zip(found.uids, found.information_shares.tolist(), strict=True)),
+        "by usage": dict(zip(found.uids, found.usage.tolist(), strict=True)),
+        "by the hash alone": {},
+        "none placed": None,
     }
+    told: dict[frozenset[str], Mapping[str, float]] = {}
+    return {rule: _after_deaths(mesh, worth, told) for rule, worth in rules.items()}
 
 
-def _after_deaths(mesh: BenchMesh, worth: Mapping[str, float] | None) -> dict[str, float]:
-    peers = [PeerId(f"Qm{digest_of(b'%d %d' % (mesh.seed, number))[:44]}") for number in range(PEERS)]
-    holders = {uid: {peers[number % PEERS]} for number, uid in enumerate(sorted(mesh.experts))}
-    if worth is not None:
-        _adopt(peers[:ROOMY], holders, worth)
-    accuracies = []
-    for death in range(DEATHS):
-        dead = set(random.Random(f"{mesh.seed} death {death}").sample(peers, DYING))
-        accuracies.append(mesh.accuracy(without=[uid for uid, held in holders.items() if held <= dead]))
-    return {"mean": sum(accuracies) / len(accuracies), "worst": min(accuracies)}
+def _after_deaths(
+    mesh: BenchMesh, worth: Mapping[str, float] | None, told: dict[frozenset[str], Mapping[str, float]]
+) -> dict[str, float]:
+    """Means over draws of who holds what and who dies, the same for every rule; in `told` is what was worked out."""
+    often, alike, as_they_come = Counter(mesh.measured_on.labels), [], []
+    for draw_ in range(DEATHS):
+        rng = random.Random(f"{mesh.seed} death {draw_}")
+        peers = [PeerId(f"Qm{digest_of(b'%d %d %d' % (mesh.seed, draw_, number))[:44]}") for number in range(PEERS)]
+        holders = {uid: {rng.choice(peers)} for uid in sorted(mesh.experts)}
+        if worth is not None:
+            _adopt(peers[: len(holders) // 2], holders, worth)
+        dead = set(rng.sample(peers, DYING))
+        lost = frozenset(uid for uid, held in holders.items() if held <= dead)
+        if lost not in told:
+            told[lost] = mesh.by_class(tuple(lost))
+        alike.append(sum(told[lost].values()) / len(told[lost]))
+        as_they_come.append(sum(share * often[name] for name, share in told[lost].items()) / often.total())
+    return {"accuracy": 100 * sum(alike) / DEATHS, "as_classes_come": 100 * sum(as_they_come) / DEATHS}
 
 
 def _adopt(roomy: Sequence[PeerId], holders: dict[str, set[PeerId]], worth: Mapping[str, float]) -> None:
@@ -179,7 +198,8 @@ def _adopt(roomy: Sequence[PeerId], holders: dict[str, set[PeerId]], worth: Mapp
         ]
         uids = {ExpertUid(digest_of(uid.encode())): uid for uid in holders}
         due = {peer: adoptions(peer, experts, rooms, replicas=2) for peer in rooms}
-        took = {peer: uids[found[0].uid] for peer, found in due.items() if found}
+        now = {peer: [one.uid for one in found if one.turn == 0] for peer, found in due.items()}
+        took = {peer: uids[found[0]] for peer, found in now.items() if found}
         if not took:
             return
         for peer, uid in took.items():
@@ -209,11 +229,14 @@ def _document(
                 for rule in of[0]["choice"]
             },
             "after_deaths": {
-                rule: {
-                    "mean": spread([run["placement"][rule]["mean"] for run in of]).mean,
-                    "worst": min(run["placement"][rule]["worst"] for run in of),
+                kept: {
+                    rule: {
+                        key: spread([run["placement"][kept][rule][key] for run in of]).mean
+                        for key in ("accuracy", "as_classes_come")
+                    }
+                    for rule in rules
                 }
-                for rule in of[0]["placement"]
+                for kept, rules in of[0]["placement"].items()
             },
         }
     words = [f"python scripts/{NAME}.py", *(["--quick"] if options.quick else [])]
@@ -222,7 +245,8 @@ def _document(
         "groups": GROUPS,
         "twins": TWINS,
         "tail": TAIL,
-        "peers": {"all": PEERS, "with_room_for_one": ROOMY, "dying": DYING, "deaths": DEATHS},
+        "few": FEW,
+        "peers": {"all": PEERS, "dying": DYING, "draws": DEATHS},
         "runs": runs,
         "seconds": time.perf_counter() - began_s,
     }
@@ -261,9 +285,10 @@ def _table(document: Mapping[str, Any]) -> str:
         lines.append("  retired one by one, accuracy after each:")
         for rule, accuracies in of["retired_one_by_one"].items():
             lines.append(f"  {rule:<20} {' '.join(f'{value:6.2f}' for value in accuracies)}")
-        lines.append(f"  {DYING} of {PEERS} peers die, {ROOMY} further replicas placed:")
-        for rule, found in of["after_deaths"].items():
-            lines.append(f"  {rule:<20} {found['mean']:6.2f} mean, {found['worst']:6.2f} worst")
+        for kept, rules in of["after_deaths"].items():
+            lines.append(f"  {kept}, half of the experts placed once more, {DYING} of {PEERS} peers dead:")
+            for rule, found in rules.items():
+                lines.append(f"  {rule:<20} {found['accuracy']:6.2f}, as classes come {found['as_classes_come']:6.2f}")
         lines.append("")
     for name, target in document["targets"].items():
         lines.append(f"{name}: {target['target']}: {'met' if target['met'] else 'MISSED'} ({target['value']})")

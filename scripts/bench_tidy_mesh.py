@@ -2,12 +2,14 @@
 
 Two nodes have half of the images each. One has spawned an expert for every pair of classes, as tasks bring them; the
 other one for groups of four and of three; and for some pairs there is another expert of another form, as from a file.
-All of them are behind one router, of the statistics of both. In the long tail the pairs come ever more rarely.
+All of them are behind one router, of the statistics of both. In the long tail the pairs come ever more rarely; or the
+other node has few images, and its experts, which are asked as they answer for more, know less than those of the pairs.
 
 Legend: N images, D feature, C class, E expert.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,12 +30,12 @@ from experts.evaluation.scenarios.base import Scenario
 from experts.generators import torch_generator
 from experts.local import LocalExpert
 from experts.mixture.output import mixture_output
-from experts.router.gating import Gates
+from experts.router.gating import gate
 from experts.router.ridge import RidgeRouter, RouterConfig, solve_ridge
 from experts.router.specialization import Specialization, measure_specialization
 from experts.router.statistics import ClassStatistics
 
-__all__ = ["GROUPS", "MARGIN", "TAIL", "TWINS", "BenchMesh", "Known", "made"]
+__all__ = ["FEW", "GROUPS", "MARGIN", "TAIL", "TWINS", "BenchMesh", "Known", "made"]
 
 GROUPS = ((0, 1, 2, 3), (4, 5, 6), (7, 8, 9))
 """Of classes in the order in which they come: the other node's experts. The pair 6, 7 is in none of them."""
@@ -43,6 +45,9 @@ TWINS = (0, 3, 4)
 
 TAIL = 0.5
 """In the long tail each pair has so many images of the one before."""
+
+FEW = 0.02
+"""Share of its images that the other node has where it has few."""
 
 MARGIN = 0.005
 """As `tidy.margin`."""
@@ -85,34 +90,43 @@ class BenchMesh:
     """Of the node's own images."""
     measured_on: Known
     tested: Known
+    scores_NC: torch.Tensor
+    """The router's, of the tested ones."""
 
     def copy(self) -> "BenchMesh":
         """The same mesh, to be changed by itself."""
         return replace(self, experts=dict(self.experts))
 
-    def gates(self, features_ND: torch.Tensor) -> Gates:
-        """As the router sends them."""
-        classes = {uid: expert.classes for uid, expert in self.experts.items()}
-        return self.router.gates(features_ND, classes, tau=ROUTER.tau, top_k=ROUTER.top_k)
-
-    def accuracy(self, without: Sequence[str] = ()) -> float:
-        """Percent of test images, every class alike.
+    def by_class(self, without: Sequence[str] = ()) -> dict[str, float]:
+        """Share of each class's test images that are answered rightly.
 
         Args:
             without: Uids of experts that are lost: what only they answer for is answered wrongly.
         """
-        left = replace(self, experts={uid: one for uid, one in self.experts.items() if uid not in without})
-        if not left.experts:
-            return 0.0
-        known = tuple(sorted({name for expert in left.experts.values() for name in expert.classes}))
-        rows = left.gates(self.tested.features_ND)
-        answers_N = mixture_output(left.experts, rows, self.tested.features_ND, known).outputs_BC.argmax(dim=1)
-        right = [known[answer] == want for answer, want in zip(answers_N.tolist(), self.tested.labels, strict=True)]
-        return 100 * sum(right) / len(right)
+        left = {uid: one for uid, one in self.experts.items() if uid not in without}
+        if not left:
+            return dict.fromkeys(self.tested.labels, 0.0)
+        known = tuple(sorted({name for expert in left.values() for name in expert.classes}))
+        classes = {uid: expert.classes for uid, expert in left.items()}
+        gates = gate(self.scores_NC, self.router.classes, classes, tau=ROUTER.tau, top_k=ROUTER.top_k)
+        outputs_NC = mixture_output(left, gates, self.tested.features_ND, known).outputs_BC
+        right = Counter(
+            want
+            for answer, want in zip(outputs_NC.argmax(dim=1).tolist(), self.tested.labels, strict=True)
+            if known[answer] == want
+        )
+        return {name: right[name] / count for name, count in Counter(self.tested.labels).items()}
+
+    def accuracy(self) -> float:
+        """Percent of test images, every class alike."""
+        shares = self.by_class()
+        return 100 * sum(shares.values()) / len(shares)
 
     def specialization(self) -> Specialization:
         """On the node's own images."""
-        return measure_specialization(self.gates(self.measured_on.features_ND), self.measured_on.labels)
+        classes = {uid: expert.classes for uid, expert in self.experts.items()}
+        gates = self.router.gates(self.measured_on.features_ND, classes, tau=ROUTER.tau, top_k=ROUTER.top_k)
+        return measure_specialization(gates, self.measured_on.labels)
 
     @property
     def num_parameters(self) -> int:
@@ -199,7 +213,7 @@ class BenchMesh:
         return accepted
 
 
-def made(scenario: Scenario, inputs: Inputs, seed: int, *, tail: bool) -> BenchMesh:
+def made(scenario: Scenario, inputs: Inputs, seed: int, *, tail: bool = False, few: bool = False) -> BenchMesh:
     """A mesh before anything is tidied.
 
     Args:
@@ -207,6 +221,7 @@ def made(scenario: Scenario, inputs: Inputs, seed: int, *, tail: bool) -> BenchM
         inputs: Gives the features of images.
         seed: Of everything that is drawn.
         tail: Whether the pairs come ever more rarely.
+        few: Whether the other node has few images.
     """
     pairs = [task.train.classes for task in scenario.tasks]
     order = [name for pair in pairs for name in pair]
@@ -216,6 +231,7 @@ def made(scenario: Scenario, inputs: Inputs, seed: int, *, tail: bool) -> BenchM
         drawn = torch.randperm(len(labels), generator=torch_generator(seed, f"half/{number}")).tolist()
         drawn = drawn[: max(80, int(len(drawn) * TAIL**number))] if tail else drawn
         mine, others = drawn[::2], drawn[1::2]
+        others = others[: max(20, int(len(others) * FEW))] if few else others
         out = {row for row in mine if is_held_out(image_digest(task.train.images[row]))}
         # What is measured comes as often as it is learned.
         count = max(20, int(MEASURED_IMAGES * TAIL**number)) if tail else MEASURED_IMAGES
@@ -236,16 +252,19 @@ def made(scenario: Scenario, inputs: Inputs, seed: int, *, tail: bool) -> BenchM
     for name, (classes, known, is_linear) in wanted.items():
         uid = hashlib.sha256(f"{seed} {name}".encode()).hexdigest()
         experts[uid], names[uid] = _learned(classes, known.of(classes), uid, is_linear=is_linear), name
+    router = solve_ridge(statistics, ROUTER)
     tests = [Known(features_ND=inputs(task.test.images), labels=task.test.labels) for task in scenario.tasks]
+    tested = _joined(tests)
     return BenchMesh(
         seed=seed,
         experts=experts,
         names=names,
-        router=solve_ridge(statistics, ROUTER),
+        router=router,
         learned=learned,
         held_out=_joined(held),
         measured_on=_joined(measured),
-        tested=_joined(tests),
+        tested=tested,
+        scores_NC=router.scores(tested.features_ND),
     )
 
 

@@ -41,14 +41,14 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
         choice.set_ylabel("accuracy, %")
         choice.set_title(f"{name}: whom it falls on", fontsize=10)
         choice.legend(fontsize=8, frameon=False)
-        means = {rule: found["mean"] for rule, found in of["after_deaths"].items()}
-        deaths.barh(list(means), list(means.values()), color="#5aae61")
-        deaths.scatter(
-            [found["worst"] for found in of["after_deaths"].values()], list(means), color="black", s=14, label="worst"
-        )
-        deaths.set_xlabel("accuracy when peers have died, %")
-        deaths.set_title(f"{name}: what was placed", fontsize=10)
-        deaths.legend(fontsize=8, frameon=False)
+        for number, (kept, rules) in enumerate(of["after_deaths"].items()):
+            at = [position + 0.4 * number for position in range(len(rules))]
+            deaths.barh(at, [found["as_classes_come"] for found in rules.values()], 0.38, label=kept)
+            deaths.set_yticks([position + 0.2 for position in range(len(rules))], list(rules))
+        deaths.set_xlim(50, 100)
+        deaths.set_xlabel("accuracy as classes come, %")
+        deaths.set_title(f"{name}: left when peers have died", fontsize=10)
+        deaths.legend(fontsize=8, frameon=False, loc="lower right")
         for panel in (tidied, choice, deaths):
             panel.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
