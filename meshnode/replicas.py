@@ -88,8 +88,8 @@ class Replicas:
     async def _revived(self, uid: ExpertUid) -> bool:
         """Whether it was kept here as one that the mesh can do without, and is current again."""
         kept = self.host.retired.get(uid)
-        succeeded = any(uid in expert.ancestors for expert in self.host.experts.values())
-        if kept is None or kept.standing != "retired" or succeeded or uid not in self.state.ledger.spare():
+        is_succeeded = any(uid in expert.ancestors for expert in self.host.experts.values())
+        if kept is None or kept.standing != "retired" or is_succeeded:
             return False
         async with self.adopting:
             await self.host.revive(uid)

@@ -33,7 +33,7 @@ from meshnode.spare import MERGED, TOLD, UNUSED, Spare, TidyConfig, by_informati
 from meshnode.state.rows import Reached, SpareRow
 from meshnode.state.state import State
 from meshnode.telemetry import Telemetry
-from meshnode.trainer.handing import Handing
+from meshnode.trainer.handing import Handed, Handing
 from meshnode.trainer.process import TrainerDied
 from meshnode.trainer.service import Trainer
 from protocol.errors import ModuleMeshError
@@ -101,7 +101,8 @@ class Tidying:
     async def step(self) -> None:
         """Do what it is time for."""
         self._waited, self._waiting = self._waiting, {}
-        await self._note_usage()
+        for uid in (*self.state.ledger.spare().keys() - self.host.experts.keys(), *self.host.experts):
+            await self._trying(uid, self._note)
         for uid in tuple(self.directory.spare()):
             await self._trying(uid, self._follow)
         for uid in tuple(self.directory.current()):
@@ -145,16 +146,18 @@ class Tidying:
 
     # --- what is unused, and what no longer is ---
 
-    async def _note_usage(self) -> None:
-        """Begin the leases of what is unused, and end those of what is used again."""
-        for uid, expert in tuple(self.host.experts.items()):
-            row, verdict = self._row(uid), self.verdict(uid)
+    async def _note(self, uid: ExpertUid) -> None:
+        """Begin the lease of an expert that is unused; take back what does not hold any more of one that is there."""
+        row, expert = self._row(uid), self.host.experts.get(uid)
+        verdict = None if expert is None else self.verdict(uid)
+        has_learned = False
+        if expert is not None:
             has_learned = self._reached.setdefault(uid, expert.reached) != expert.reached
             self._reached[uid] = expert.reached
-            if row is not None and (has_learned or not self._still_holds(row, verdict)):
-                await asyncio.to_thread(self.state.ledger.drop_spare, uid)
-            elif row is None and verdict is not None and verdict.verdict == "prune" and not has_learned:
-                await self._write(SpareRow(uid=uid, since=self.now_s(), cause=UNUSED))
+        if row is not None and uid in self.directory.experts() and (has_learned or not self._holds(row, verdict)):
+            await asyncio.to_thread(self.state.ledger.drop_spare, uid)
+        elif row is None and verdict is not None and verdict.verdict == "prune" and not has_learned:
+            await self._write(SpareRow(uid=uid, since=self.now_s(), cause=UNUSED))
 
     def verdict(self, uid: ExpertUid) -> PruneVerdict | None:
         """Whether an expert hosted here is used, by the gates on this node's own images; None if these do not tell."""
@@ -171,7 +174,7 @@ class Tidying:
         verdicts = judge_usage(measured, {**others, uid: listing.classes}, self._limits())
         return next(verdict for verdict in verdicts if verdict.uid == uid)
 
-    def _still_holds(self, row: SpareRow, verdict: PruneVerdict | None) -> bool:
+    def _holds(self, row: SpareRow, verdict: PruneVerdict | None) -> bool:
         if row.cause == UNUSED:
             return verdict is None or verdict.verdict == "prune"
         if row.cause == TOLD:
@@ -221,66 +224,52 @@ class Tidying:
 
     async def _merge(self, uid: ExpertUid) -> None:
         """Have one of two experts of the same classes that say the same know what both know."""
-        first = self.directory.current().get(uid)
-        for other in self.directory.current().values() if first is not None else ():
-            if (
-                first is None
-                or other.uid <= uid
-                or other.classes != first.classes
-                or self._is_spoken_of(uid, other.uid)
-            ):
+        first, handing = self.directory.current().get(uid), self.handing
+        if first is None or handing is None:
+            return
+        for other in tuple(self.directory.current().values()):
+            is_pair = other.uid > uid and other.classes == first.classes and not self._is_spoken_of(uid, other.uid)
+            if not is_pair or not self._is_my_turn(uid, other.uid, first.holders | other.holders):
                 continue
-            peers = first.holders | other.holders
-            if (
-                self.handing is None
-                or not self._is_my_turn(uid, other.uid, peers)
-                or not self._may_compare(uid, other.uid)
-            ):
-                continue
-            measured = self.trainer.specialization if self.trainer else None
-            goes, stays = by_information(measured, (first, other))
-            done = await self.handing.hand_on(goes.uid, stays.uid, max_difference=self.config.max_difference)
-            reason = done.objection(self.config.margin)
-            if reason is not None or not done.has_learned:
-                log.debug("two experts are not merged", experts=(goes.uid, stays.uid), reason=reason)
-                continue
-            await self._write(
-                SpareRow(uid=goes.uid, since=self.now_s(), cause=MERGED, instead=stays.uid, handed_on=True)
-            )
-            facts = {"classes": goes.classes, **done.facts()}
-            self.telemetry.events.emit("experts_merged", expert=stays.uid, instead_of=goes.uid, **facts)
+            if self._may_compare(uid, other.uid):
+                measured = self.trainer.specialization if self.trainer else None
+                goes, stays = by_information(measured, (first, other))
+                done = await handing.hand_on(goes.uid, stays.uid, max_difference=self.config.max_difference)
+                await self._merged(goes, stays, done)
+
+    async def _merged(self, goes: ExpertListing, stays: ExpertListing, done: Handed) -> None:
+        reason = done.objection(self.config.margin)
+        if reason is not None or not done.has_learned:
+            log.debug("two experts are not merged", experts=(goes.uid, stays.uid), reason=reason)
+            return
+        row = SpareRow(uid=goes.uid, since=self.now_s(), cause=MERGED, instead=stays.uid, handed_on=True)
+        await self._write(row)
+        facts = {"classes": goes.classes, **done.facts()}
+        self.telemetry.events.emit("experts_merged", expert=stays.uid, instead_of=goes.uid, **facts)
 
     def _is_spoken_of(self, *uids: ExpertUid) -> bool:
         """Whether somebody does without one of these, or is about to."""
-        return any(self.directory.spare().get(uid) or (self._row(uid) and uid not in self._unused()) for uid in uids)
-
-    def _unused(self) -> set[ExpertUid]:
-        return {row.uid for row in self.state.ledger.spare().values() if row.cause == UNUSED}
+        rows = [self._row(uid) for uid in uids]
+        return any(self.directory.spare().get(uid) for uid in uids) or any(row and row.cause != UNUSED for row in rows)
 
     # --- retiring ---
 
     async def _preserve(self, uid: ExpertUid) -> None:
         """Have those that answer for its classes learn what an unused expert knows, if nobody has yet."""
         listing, row = self.directory.experts().get(uid), self._row(uid)
-        if listing is None or row is None or row.handed_on or not self.directory.is_let_go(listing):
+        if listing is None or row is None or self._is_handed_on(uid) or not self.directory.is_let_go(listing):
             return
-        if self.handing is None or not self._can_tell(uid) or self._is_handed_on(uid):
+        if self.handing is None or not self._can_tell(uid):
             return
         if not self._is_my_turn(uid, uid, listing.holders) or not self._may_compare(uid, uid):
             return
         for other in self._stand_ins(listing):
             if len({*other.classes} & {*listing.classes}) > 1:
-                reason = await self._handed_to(uid, other.uid)
+                reason = (await self.handing.hand_on(uid, other.uid)).objection(self.config.margin)
                 if reason is not None:
                     log.info("an unused expert stays: what it knows cannot be handed on", expert=uid, reason=reason)
                     return
         await self._write(replace(row, handed_on=True))
-
-    async def _handed_to(self, goes: ExpertUid, stays: ExpertUid) -> str | None:
-        """Why an expert could not learn what the other one knows; None if it has, or has known it."""
-        assert self.handing is not None
-        done = await self.handing.hand_on(goes, stays)
-        return done.objection(self.config.margin)
 
     async def _give_up(self, uid: ExpertUid) -> None:
         """Host an expert no more that all do without, once what it knows is with others, and these are there."""

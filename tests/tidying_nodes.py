@@ -124,7 +124,7 @@ async def tidying_node(
     tasks: Mapping[str, ImageDataset] | None = None,
     train: bool = True,
     config: TidyConfig | None = None,
-    steps: int = 300,
+    steps: int = 150,
     known: Iterable[str] = ("0", "1", "2"),
 ) -> AsyncIterator[TidyingNode]:
     """A node on `network`, which takes up what an earlier one of its name has left.

@@ -52,12 +52,12 @@ class Handed:
 
     def facts(self) -> dict[str, Any]:
         """The evidence, for the event."""
-        told, kept = self.found.told, self.found.kept
+        told = self.found.told
         assert told is not None
         return {
             "difference": None if self.found.difference is None else round(self.found.difference, 4),
             "old_accuracy": round(told.old, 4),
-            "new_accuracy": round((kept or told).new, 4),
+            "new_accuracy": round(told.new, 4),
             "samples": told.samples,
         }
 

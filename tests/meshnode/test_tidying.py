@@ -275,7 +275,7 @@ async def test_without_anybody_there_who_answers_for_its_classes_an_expert_stays
 
 async def test_a_kill_while_it_learns_loses_nothing_and_the_next_look_does_it(tmp_path: Path) -> None:
     tasks = {"task": IMAGES}
-    async with tidying_node(memory_network(), "a", tmp_path, tasks=tasks, config=MERGES, steps=4000) as here:
+    async with tidying_node(memory_network(), "a", tmp_path, tasks=tasks, config=MERGES, steps=1500) as here:
         stays, goes = await twins(here)
         before = here.node.host.get(stays).weights
         assert here.trainer is not None
