@@ -26,8 +26,8 @@ class TrainerState:
     """What the trainer is doing, for people."""
 
     state: str = "starting"
-    """starting, idle, learning, waiting (for a peer's weights), migrating, comparing, settling, forgetting or
-    restarting."""
+    """starting, idle, learning, waiting (for a peer's weights), migrating, comparing, settling, tidying,
+    forgetting or restarting."""
     reason: str | None = None
     """Why it is idle, waiting or restarting; None while it works."""
     task: str | None = None
