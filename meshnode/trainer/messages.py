@@ -90,7 +90,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     alpha: float
     temperature: float
     gamma: float
+    replay: Literal["balanced", "herding", "reservoir"]
     replay_samples: int
+    replay_mib: int
     round_steps: int
     checkpoint_s: float
     logit_cache_mib: int

@@ -31,11 +31,13 @@ if __name__ == "__main__":
 
 import numpy as np  # noqa: E402 - see above
 
+from experts.continual.replay_kinds import ReplayConfig  # noqa: E402
 from experts.data.dataset import ImageDataset  # noqa: E402
 from experts.distillation import DistillationConfig  # noqa: E402
 from experts.errors import ExpertsError  # noqa: E402
 from experts.router.fingerprint import statistics_fingerprint  # noqa: E402
 from experts.teachers.cnn import TeacherConfig  # noqa: E402
+from experts.trunk.base import features_of  # noqa: E402
 from experts.trunk.codec import trunk_from_bytes  # noqa: E402
 from meshnode.logs import configure_logs, get_logger  # noqa: E402
 from meshnode.trainer.assessing import Assessor  # noqa: E402
@@ -125,9 +127,14 @@ class _Worker:
         self._tasks = TaskFolder(Path(setup.data_dir) if setup.data_dir else None, state / "found")
         settings = setup.settings
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        memory = ReplayMemory(state / "replay.msgpack", capacity=settings.replay_samples, seed=settings.seed)
-        self._memory = memory
         trunk = trunk_from_bytes(setup.trunk).to(setup.device)
+        replay = ReplayConfig(
+            kind=settings.replay, capacity=settings.replay_samples, max_bytes=settings.replay_mib * 2**20
+        )
+        memory = ReplayMemory(
+            state / "replay.msgpack", replay, lambda images: features_of(trunk, images).cpu(), seed=settings.seed
+        )
+        self._memory = memory
         self._faculty = Faculty(
             state,
             FacultyConfig(
