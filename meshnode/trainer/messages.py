@@ -123,6 +123,8 @@ class Setup(_Message, frozen=True):
     log_level: str
     log_format: Literal["text", "json"]
     privacy: PrivacyTerms = PrivacyTerms()
+    has_contexts: bool = False
+    """Whether class names have their domain or task in front: `protocol.labels`."""
 
 
 class Scan(_Message, frozen=True):

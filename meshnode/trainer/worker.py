@@ -124,7 +124,8 @@ class _Worker:
         self._output = output
         self._has_data = setup.data_dir is not None
         state = Path(setup.state_dir)
-        self._tasks = TaskFolder(Path(setup.data_dir) if setup.data_dir else None, state / "found")
+        data = Path(setup.data_dir) if setup.data_dir else None
+        self._tasks = TaskFolder(data, state / "found", has_contexts=setup.has_contexts)
         settings = setup.settings
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         trunk = trunk_from_bytes(setup.trunk).to(setup.device)
@@ -173,7 +174,9 @@ class _Worker:
         self._migrator = Migrator(
             trunk, memory, self._same_file, config.distillation, seed=settings.seed, send=self._send
         )
-        self._beginner = Beginner(trunk, self._same_file, config.distillation, seed=settings.seed)
+        self._beginner = Beginner(
+            trunk, self._same_file, config.distillation, seed=settings.seed, has_contexts=setup.has_contexts
+        )
         told = self._publisher
         self._send(TrainerReady(replay_samples=len(memory), waiting=told.waiting, increments=told.increments))
 
