@@ -153,14 +153,19 @@ class MeshClient:
         return self._inference.router_argmax(images)
 
     async def predict(
-        self, images: np.ndarray, *, top_k: int | None = None, timeout_s: float = CALL_TIMEOUT_S
+        self,
+        images: np.ndarray,
+        *,
+        top_k: int | None = None,
+        task: str | None = None,
+        timeout_s: float = CALL_TIMEOUT_S,
     ) -> Prediction:
         """Ask the mesh; see `meshnode.inference.RoutedInference.predict`.
 
         Returns:
             Outputs by class name, and in ``calls`` which peer's expert answered which rows with what gate weight.
         """
-        return await self._inference.predict(images, top_k=top_k, timeout_s=timeout_s)
+        return await self._inference.predict(images, top_k=top_k, task=task, timeout_s=timeout_s)
 
     async def foreign_experts(
         self, cells: Sequence[str], *, timeout_s: float = CALL_TIMEOUT_S

@@ -7,11 +7,12 @@ refuses its contributor, for itself. Either way the router is, bit by bit, one t
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from experts.errors import NotPositiveDefinite, UnsafeStatistics
 from experts.router.exact import ExactSum
+from experts.router.regroup import regrouped
 from experts.router.ridge import RidgeRouter, RouterConfig, solve_ridge
 from experts.router.statistics import ClassStatistics
 from meshnode.blobs import BlobPuller
@@ -62,9 +63,10 @@ class Contributions:
         config: How the router is solved.
         feature_dim: D of the mesh's trunk; statistics of any other can never be summed with these.
         fingerprint: Of the mesh's features, as `statistics_fingerprint` names them; nor can those of any other.
+        column_of: The router's column of each class; None if each has its own.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - where they are kept, which belong here, and how they are solved
         self,
         state: State,
         compute: Compute,
@@ -73,7 +75,9 @@ class Contributions:
         *,
         feature_dim: int,
         fingerprint: str,
+        column_of: Callable[[str], str] | None = None,
     ) -> None:
+        self._column_of = column_of
         self._state = state
         self._compute = compute
         self._mesh_id = mesh_id
@@ -332,7 +336,9 @@ class Contributions:
 
     def _solve(self) -> RouterView:
         merged = self._sum.statistics()
-        router = solve_ridge(merged, self._config)
+        column_of = self._column_of
+        columns = merged if column_of is None else regrouped(merged, {name: column_of(name) for name in merged.classes})
+        router = solve_ridge(columns, self._config)
         return RouterView(router=router, contributions=self._sum.num_parts, samples=dict(merged.counts))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from experts.continual.decision import Setting
 from experts.continual.sizing import DEFAULT_MAX_PARAMETERS, choose_architecture
 from experts.data.npz import load_task
 from experts.errors import ExpertsError, SettingOutOfRange, UnknownArchitecture
@@ -22,7 +23,7 @@ from meshnode.lock import DaemonLock
 from meshnode.mesh import MESH_SETTING
 from meshnode.state.state import State
 from protocol.identifiers import MeshId
-from protocol.spec import ExpertForm, ImageInput, MeshSpec, encode_spec, mesh_id_of
+from protocol.spec import ExpertForm, ImageInput, MeshSpec, RouterSettings, encode_spec, mesh_id_of
 
 __all__ = ["TRUNK_NAMES", "Founding", "found_mesh"]
 
@@ -40,6 +41,10 @@ _TAPS = {
 
 TRUNK_NAMES = ("whitened", *_TAPS)
 """The trunks a mesh can be founded with."""
+
+
+DOMAINS_ASKED = 2
+"""Experts per row, as measured: a domain's neighbour knows much of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +65,8 @@ class Founding:
     """Of that kind, by name; those not given have their usual values."""
     expert_budget: int | None = None
     """Most parameters of a newly spawned expert where no kind is named; None for `DEFAULT_MAX_PARAMETERS`."""
+    setting: Setting = "class-incremental"
+    """What later tasks bring: other classes, other domains with the same classes, or tasks that queries name."""
     statistics_norm: float | None = None
     """To which features are clipped where statistics are noised; None if none may be."""
 
@@ -93,6 +100,8 @@ def found_mesh(home: Home, founding: Founding) -> MeshId:
                 feature_dim=made.feature_dim,
                 expert=form,
                 expert_budget=budget,
+                setting=msgspec.UNSET if founding.setting == "class-incremental" else founding.setting,
+                router=RouterSettings(top_k=DOMAINS_ASKED if founding.setting == "domain-incremental" else 1),
                 statistics_norm=msgspec.UNSET if founding.statistics_norm is None else founding.statistics_norm,
                 calibration=f"m and s: {len(images)} images of the founder's: {classes}"[:2048],
             )

@@ -5,12 +5,13 @@ whoever it meets which mesh they are in.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from msgspec import UnsetType
 
 from experts.architectures.base import Architecture
+from experts.continual.decision import Setting
 from experts.continual.sizing import choose_architecture
 from experts.errors import ExpertsError
 from experts.router.fingerprint import statistics_fingerprint
@@ -33,6 +34,7 @@ from protocol.errors import (
 )
 from protocol.framing import Frame
 from protocol.identifiers import Digest, ExpertUid, MeshId, PeerId, expert_uid
+from protocol.labels import context_of, contexts_of
 from protocol.limits import MAX_SPEC_BYTES
 from protocol.messages import Hello, HelloReply
 from protocol.records import ExpertAdvert
@@ -60,6 +62,25 @@ class Mesh:
     def fingerprint(self) -> str:
         """Of statistics over this mesh's features, which are those of its trunk."""
         return statistics_fingerprint(self.spec.trunk, b"")
+
+    @property
+    def setting(self) -> Setting:
+        """What tasks bring: other classes, or under names with a context other domains, or tasks that are told."""
+        setting = self.spec.setting
+        return "class-incremental" if isinstance(setting, UnsetType) else setting
+
+    @property
+    def has_contexts(self) -> bool:
+        """Whether class names have a domain or task in front: `protocol.labels`."""
+        return self.setting != "class-incremental"
+
+    def column_of(self, label: str) -> str:
+        """The router's column that a class is of: its domain where these are told apart, else the class itself."""
+        return context_of(label) if self.setting == "domain-incremental" else label
+
+    def columns_of(self, labels: Iterable[str]) -> tuple[str, ...]:
+        """The router's columns that speak for an expert of these classes, sorted."""
+        return tuple(sorted({self.column_of(label) for label in labels}))
 
     def form_for(self, num_classes: int) -> ExpertForm:
         """The form of an expert that is spawned for so many classes, the same on every node.
@@ -107,6 +128,8 @@ class Mesh:
 
         Nobody can so advertise one expert as another, nor one that this machine could not build.
         """
+        if self.has_contexts and (len(contexts_of(advert.classes)) != 1 or contexts_of(advert.classes) == ("",)):
+            return "its classes are not of one domain or task"
         try:
             if self.uid_of(advert.classes, advert.form, advert.ancestors) == advert.uid:
                 return None

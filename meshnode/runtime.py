@@ -140,7 +140,10 @@ def contributions_of(mesh: Mesh, state: State, compute: Compute) -> Contribution
     """
     config = router_config(mesh.spec.router)
     dim, fingerprint = mesh.spec.feature_dim, mesh.fingerprint
-    return Contributions(state, compute, mesh.mesh_id, config, feature_dim=dim, fingerprint=fingerprint)
+    column_of = mesh.column_of if mesh.setting == "domain-incremental" else None
+    return Contributions(
+        state, compute, mesh.mesh_id, config, feature_dim=dim, fingerprint=fingerprint, column_of=column_of
+    )
 
 
 class MeshRuntime:

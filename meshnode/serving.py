@@ -148,7 +148,10 @@ class Serving:
         """
         try:
             prediction = await self._require_inference().predict(
-                request.tensors["images"], top_k=message.top_k, timeout_s=(1 - WAY_SHARE) * message.wait_s
+                request.tensors["images"],
+                top_k=message.top_k,
+                task=message.task,
+                timeout_s=(1 - WAY_SHARE) * message.wait_s,
             )
         except MalformedDataset as exc:
             raise MalformedTensor("images", str(exc)) from exc

@@ -75,7 +75,12 @@ class ThinClient:
         return self._transport.traffic
 
     async def predict(
-        self, images: np.ndarray, *, top_k: int | None = None, timeout_s: float = CALL_TIMEOUT_S
+        self,
+        images: np.ndarray,
+        *,
+        top_k: int | None = None,
+        task: str | None = None,
+        timeout_s: float = CALL_TIMEOUT_S,
     ) -> Prediction:
         """Have images answered by the mesh; see `meshnode.inference.thin.ThinInference.predict`."""
-        return await self._inference.predict(images, top_k=top_k, timeout_s=timeout_s)
+        return await self._inference.predict(images, top_k=top_k, task=task, timeout_s=timeout_s)

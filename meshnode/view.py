@@ -120,7 +120,7 @@ class NodeView:
             "schema": "meshnode.status/1",
             "name": self.config.node.name,
             "peer_id": transport.peer_id,
-            "mesh": {"id": mesh.mesh_id, "name": mesh.spec.name} if mesh else None,
+            "mesh": {"id": mesh.mesh_id, "name": mesh.spec.name, "setting": mesh.setting} if mesh else None,
             "state": self.state,
             "reason": self.reason,
             "device": {"used": self.device.used, "reason": self.device.reason},
@@ -207,11 +207,13 @@ class NodeView:
         """Whether the node takes work."""
         return self.state == "ready"
 
-    async def infer(self, images: np.ndarray, *, top_k: int | None, timeout_s: float | None) -> dict[str, Any]:
+    async def infer(
+        self, images: np.ndarray, *, top_k: int | None, task: str | None, timeout_s: float | None
+    ) -> dict[str, Any]:
         """Routed inference over the mesh."""
         try:
             prediction = await self._at_work().inference.predict(
-                images, top_k=top_k, timeout_s=timeout_s or self.config.serve.timeout_s
+                images, top_k=top_k, task=task, timeout_s=timeout_s or self.config.serve.timeout_s
             )
         except MalformedDataset as exc:
             raise MalformedTensor("images", str(exc)) from exc

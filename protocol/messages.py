@@ -138,6 +138,8 @@ class Infer(msgspec.Struct, frozen=True, tag="infer"):
     """Experts asked per row; None takes the mesh's own setting."""
     wait_s: Annotated[float, msgspec.Meta(gt=0, le=limits.MAX_WAIT_MS / 1000)]
     """How long the caller waits: the node divides it among the replicas that it may have to ask."""
+    task: ClassName | None = None
+    """Whose classes may be named, where the mesh tells tasks apart; None where it does not."""
 
 
 class InferCall(msgspec.Struct, frozen=True, array_like=True):

@@ -96,6 +96,9 @@ class MeshSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Most parameters, weights and biases, of a newly spawned expert, whose form then follows from this number, D and
     the number of its classes alone: nodes that spawn for the same classes have to come to the same uid. Without it all
     are of the form `expert`, and the spec has the bytes it always had."""
+    setting: Literal["domain-incremental", "task-incremental"] | msgspec.UnsetType = msgspec.UNSET
+    """Where tasks do not bring classes but domains with the same ones, or are named by queries: class names are then
+    those of `protocol.labels`. Without it each class is one, and the spec has the bytes it always had."""
     moe_width: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_CLASSES_PER_EXPERT)] = 32
     """Width of the outputs that hivemind's own clients see of every expert, as a grid of theirs has one schema of
     outputs. An expert with more classes is not shown to them."""

@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 import psutil
 
+from experts.continual.decision import Setting
 from experts.data.dataset import ImageDataset
 from experts.data.named import load_named
 from experts.data.npz import save_task
@@ -140,9 +141,9 @@ def save_shard(folder: Path, task: str, shard: ImageDataset, classes: Sequence[s
     return chosen
 
 
-def found(home: Home, data: Path) -> str:
+def found(home: Home, data: Path, *, setting: Setting = "class-incremental") -> str:
     """Found a mesh in this home; its id."""
-    return str(found_mesh(home, Founding(name="digits", data=data, pixels=PIXELS)))
+    return str(found_mesh(home, Founding(name="digits", data=data, pixels=PIXELS, setting=setting)))
 
 
 # --- daemons ---
@@ -226,9 +227,10 @@ class Daemon:
     def experts(self) -> list[dict[str, Any]]:
         return list(self.get("experts")["experts"])
 
-    def infer(self, images: np.ndarray, *, top_k: int | None = None) -> dict[str, Any]:
+    def infer(self, images: np.ndarray, *, top_k: int | None = None, task: str | None = None) -> dict[str, Any]:
         body: dict[str, Any] = {"images": images.tolist()}
-        return self._call("POST", "infer", json=body if top_k is None else body | {"top_k": top_k})
+        given = {name: value for name, value in (("top_k", top_k), ("task", task)) if value is not None}
+        return self._call("POST", "infer", json=body | given)
 
     def _call(self, verb: str, path: str, **request: Any) -> dict[str, Any]:
         document = self._ask(verb, f"api/v1/{path}", **request).json()

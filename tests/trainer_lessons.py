@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mesh_in_memory import MESH, PIXELS, digits, tiny_trunk
+from replay_memories import replay_memory
 
 from experts.architectures.mlp import MlpArchitecture
 from experts.checkpoint import flat_parameters, load_flat, weights_to_bytes
@@ -138,7 +139,7 @@ class Lesson:
         )
 
     def memory(self) -> ReplayMemory:
-        return ReplayMemory(self.folder / "replay.msgpack", capacity=80, seed=1)
+        return replay_memory(self.folder / "replay.msgpack", capacity=80, seed=1)
 
     def last(self, uid: str) -> np.ndarray:
         """The vector of the last checkpoint."""

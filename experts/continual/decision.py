@@ -25,11 +25,15 @@ __all__ = [
     "Action",
     "Decision",
     "ExpectedGain",
+    "Setting",
     "StartEvidence",
     "decide_by_class",
     "decide_by_domain",
     "decide_by_task",
 ]
+
+Setting = Literal["class-incremental", "domain-incremental", "task-incremental"]
+"""What later data brings."""
 
 Action = Literal["reuse", "update", "spawn", "undecided"]
 

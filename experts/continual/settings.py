@@ -2,8 +2,9 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import get_args
 
+from experts.continual.decision import Setting
 from experts.continual.novelty import NoveltyConfig
 from experts.continual.redundancy import RedundancyConfig
 from experts.continual.replay_kinds import ReplayConfig
@@ -13,9 +14,7 @@ from experts.distillation.config import DistillationConfig
 from experts.errors import SettingOutOfRange
 from experts.router.ridge import RouterConfig
 
-__all__ = ["LearnerConfig", "Setting"]
-
-Setting = Literal["class-incremental", "domain-incremental", "task-incremental"]
+__all__ = ["LearnerConfig"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -102,7 +102,7 @@ class Study:
         knowledge = self._knowledge
         # Refused before anything is changed.
         architecture = self._architecture(features_ND.shape[1], decision.spawn, context) if decision.spawn else None
-        knowledge.replay.require_room(batch.images)
+        knowledge.replay.limit_of(batch.images)
         nearest = knowledge.nearest(features_ND)
         self.num_increments += 1
         self._batch, self._context, self._seen = batch, context, features_ND

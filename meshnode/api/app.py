@@ -127,6 +127,7 @@ def _act_routes(service: NodeService) -> APIRouter:
     async def infer(
         request: Request,
         top_k: Annotated[int | None, Query(ge=1)] = None,
+        task: str | None = None,
         timeout_s: Annotated[float | None, Query(gt=0, le=3600)] = None,
     ) -> JsonResponse:
         """A JSON body carries its own options; a ``.npy`` body takes them from the query string."""
@@ -135,10 +136,10 @@ def _act_routes(service: NodeService) -> APIRouter:
             images = images_from_npy(await whole_body(request, MAX_FRAME_BYTES))
         elif media_type == "application/json":
             asked = infer_request_from_json(await whole_body(request, _MAX_JSON_BYTES))
-            images, top_k, timeout_s = image_array(asked.images), asked.top_k, asked.timeout_s
+            images, top_k, task, timeout_s = image_array(asked.images), asked.top_k, asked.task, asked.timeout_s
         else:
             raise HTTPException(415, "send images as application/json or application/x-npy")
-        return document("infer", await service.infer(images, top_k=top_k, timeout_s=timeout_s))
+        return document("infer", await service.infer(images, top_k=top_k, task=task, timeout_s=timeout_s))
 
     @routes.post("/shutdown")
     async def shutdown() -> JsonResponse:

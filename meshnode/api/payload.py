@@ -43,6 +43,8 @@ class InferRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """``(B, H, W)`` or ``(B, H, W, C)`` nested lists of pixels 0..255."""
     top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """Experts asked per row; None means the mesh's own setting."""
+    task: str | None = None
+    """Whose classes may be named, where the mesh tells tasks apart."""
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] | None = None
     """Longest wait for the answer in seconds; None means the node's own setting."""
 

@@ -63,12 +63,15 @@ class NodeService(Protocol):
         """Whether the node has started and takes work."""
         ...
 
-    async def infer(self, images: NDArray[np.uint8], *, top_k: int | None, timeout_s: float | None) -> Document:
+    async def infer(
+        self, images: NDArray[np.uint8], *, top_k: int | None, task: str | None, timeout_s: float | None
+    ) -> Document:
         """Routed inference over the mesh.
 
         Args:
             images: Pixels 0..255, ``(B, H, W)`` or ``(B, H, W, channels)``, B >= 1.
             top_k: Experts asked per row, >= 1; None means the mesh's own setting.
+            task: Whose classes may be named, where the mesh tells tasks apart; None where it does not.
             timeout_s: Longest wait for the whole answer, > 0; None means the node's own setting.
 
         Returns: Classes, predictions, outputs, missing gate mass, and the route each row took.

@@ -16,7 +16,7 @@ _PATIENCE_S = 60.0
 """Without --timeout the node's own limit decides; this only keeps a hung daemon from holding the terminal."""
 
 
-def infer(
+def infer(  # noqa: PLR0913, PLR0917  # a parameter an option
     context: typer.Context,
     source: Annotated[
         str,
@@ -29,6 +29,9 @@ def infer(
     top_k: Annotated[
         int | None,
         typer.Option(metavar="K", min=1, help="Experts asked per image; the mesh's own setting if not given."),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The images' task, in a mesh that tells tasks apart.")
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show which expert on which peer answered.")] = False,
     timeout: Annotated[
@@ -49,11 +52,11 @@ def infer(
     if via:
         from meshnode.cli.thin import infer_via  # noqa: PLC0415  # torch and hivemind are for this option only
 
-        document = infer_via(via, read_images(source), top_k=top_k, timeout_s=timeout)
+        document = infer_via(via, read_images(source), top_k=top_k, task=task, timeout_s=timeout)
         session.output.result(document, _answer(document, explain=explain))
         return
     client = session.client()
-    query = {"top_k": top_k, "timeout_s": timeout}
+    query = {"top_k": top_k, "task": task, "timeout_s": timeout}
     document = client.post_bytes(
         "infer",
         npy_of(read_images(source)),

@@ -35,6 +35,12 @@ class _Trunk(StrEnum):
     EFFICIENTNET_E5C40 = "efficientnet-e5c40"
 
 
+class _Setting(StrEnum):
+    CLASSES = "class-incremental"
+    DOMAINS = "domain-incremental"
+    TASKS = "task-incremental"
+
+
 def init(  # noqa: PLR0913  # a parameter an option
     context: typer.Context,
     *,
@@ -83,6 +89,13 @@ def init(  # noqa: PLR0913  # a parameter an option
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="A setting of that form, such as hidden=16; may be repeated."),
     ] = None,
+    setting: Annotated[
+        _Setting | None,
+        typer.Option(
+            metavar="|".join(_Setting),
+            help="What the new mesh's later tasks bring: other classes unless given, or domains, or tasks told apart.",
+        ),
+    ] = None,
     statistics_norm: Annotated[
         float | None,
         typer.Option(
@@ -103,6 +116,7 @@ def init(  # noqa: PLR0913  # a parameter an option
         "--expert-budget": expert_budget,
         "--expert": expert,
         "--expert-set": expert_set or None,
+        "--setting": setting,
         "--statistics-norm": statistics_norm,
     }
     if mesh is None and (given := [option for option, value in of_a_mesh.items() if value is not None]):
@@ -134,6 +148,7 @@ def init(  # noqa: PLR0913  # a parameter an option
             expert=expert or (_SET_EXPERT if expert_set else None),
             expert_settings=expert_settings,
             expert_budget=expert_budget,
+            setting=(setting or _Setting.CLASSES).value,
             statistics_norm=statistics_norm,
         )
         mesh_id = found_mesh(session.home, founding)

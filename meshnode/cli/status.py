@@ -25,7 +25,7 @@ def _lines(document: Mapping[str, Any]) -> list[tuple[str, object]]:
     return [
         ("node", f"{document['name']}  {document['peer_id']}"),
         ("state", _because(document["state"], document["reason"])),
-        ("mesh", f"{mesh['name']}  {mesh['id']}" if mesh else "none yet"),
+        ("mesh", _mesh(mesh) if mesh else "none yet"),
         ("device", _because(device["used"], device["reason"])),
         *_column("listening", document["addresses"]),
         *_column("bootstrap", [_bootstrap_line(entry) for entry in document["bootstrap"]]),
@@ -40,6 +40,11 @@ def _lines(document: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("uptime", span(document["uptime_s"])),
         ("daemon", f"version {document['version']}, process {document['pid']}, {document['url']}"),
     ]
+
+
+def _mesh(mesh: Mapping[str, Any]) -> str:
+    setting = mesh.get("setting", "class-incremental")
+    return f"{mesh['name']}  {mesh['id']}" + ("" if setting == "class-incremental" else f"  ({setting})")
 
 
 def _column(name: str, values: list[str], *, at_least_one: bool = True) -> list[tuple[str, object]]:

@@ -14,7 +14,7 @@ __all__ = ["infer_via"]
 
 
 def infer_via(
-    addresses: Sequence[str], images: np.ndarray, *, top_k: int | None, timeout_s: float | None
+    addresses: Sequence[str], images: np.ndarray, *, top_k: int | None, task: str | None, timeout_s: float | None
 ) -> dict[str, Any]:
     """What the mesh answers through one of these nodes, as the node's own API would say it.
 
@@ -24,6 +24,6 @@ def infer_via(
 
     async def ask() -> Prediction:
         async with await ThinClient.join(addresses) as client:
-            return await client.predict(images, top_k=top_k, timeout_s=timeout_s or CALL_TIMEOUT_S)
+            return await client.predict(images, top_k=top_k, task=task, timeout_s=timeout_s or CALL_TIMEOUT_S)
 
     return infer_document(asyncio.run(ask()))

@@ -25,6 +25,7 @@ from meshnode.contributions import RouterView
 from meshnode.directory import Directory
 from meshnode.hosting import ExpertHost
 from meshnode.inference.asking import Asker
+from meshnode.inference.contexts import by_class, of_task
 from meshnode.inference.prediction import Prediction
 from meshnode.inference.standings import Standings
 from meshnode.listings import ExpertListing
@@ -76,15 +77,19 @@ class RoutedInference:
         self._me = transport.peer_id
         self._asker = Asker(transport, self.standings, host)
 
-    async def predict(self, images: np.ndarray, *, timeout_s: float, top_k: int | None = None) -> Prediction:
+    async def predict(
+        self, images: np.ndarray, *, timeout_s: float, top_k: int | None = None, task: str | None = None
+    ) -> Prediction:
         """Answer a batch of images.
 
         Args:
             images: uint8 ``(B, H, W)`` or ``(B, H, W, channels)``.
             timeout_s: Deadline for the whole answer, in seconds.
             top_k: Experts asked per row; None takes the mesh's own setting.
+            task: Whose classes may be named, where the mesh tells tasks apart; None where it does not.
 
         Raises:
+            MalformedMessage: A task is named that there is none of, or none where one has to be.
             NotReady: No router yet: nobody has contributed statistics.
             NoRoute: No expert is advertised.
             RowsUnanswered: Some rows had no answer from any of their experts.
@@ -97,16 +102,19 @@ class RoutedInference:
             try:
                 # Experts are given up in time; a moment more is for saying so.
                 async with asyncio.timeout(timeout_s + GRACE_S):
-                    return await self._predict(images, timeout_s=timeout_s, top_k=top_k)
+                    return await self._predict(images, timeout_s=timeout_s, top_k=top_k, task=task)
             except TimeoutError as exc:
                 raise CallTimeout(self._me, "predict", timeout_s) from exc
 
-    async def _predict(self, images: np.ndarray, *, timeout_s: float, top_k: int | None) -> Prediction:
+    async def _predict(
+        self, images: np.ndarray, *, timeout_s: float, top_k: int | None, task: str | None
+    ) -> Prediction:
         began_s, deadline_s = time.perf_counter(), time.monotonic() + timeout_s
         view = self._view()
         experts = self._directory.current()
         if not experts:
             raise NoRoute()
+        experts = of_task(self._mesh.setting, experts, task)
         settings = self._mesh.spec.router
         features_BD = np.concatenate([await self._compute.run(_features, self._mesh, part) for part in _parts(images)])
         gates = await self._compute.run(_gates, self._mesh, view, features_BD, experts, top_k or settings.top_k)
@@ -116,9 +124,12 @@ class RoutedInference:
             combined = await self._compute.run(combine, gates, answers.responses, classes, settings.renormalise)
         except NobodyAnswered as exc:
             raise RowsUnanswered(exc.rows, tuple(ExpertUid(uid) for uid in exc.experts)) from exc
+        named, outputs_BC = combined.classes, combined.outputs_BC.numpy()
+        if self._mesh.has_contexts:
+            named, outputs_BC = by_class(named, outputs_BC)
         return Prediction(
-            classes=combined.classes,
-            outputs_BC=combined.outputs_BC.numpy(),
+            classes=named,
+            outputs_BC=outputs_BC,
             missing_mass_B=combined.missing_mass_B.numpy(),
             calls=tuple(answers.calls),
             elapsed_ms=1e3 * (time.perf_counter() - began_s),
@@ -163,7 +174,7 @@ def _gates(
         return gate(
             view.router.scores(torch.from_numpy(features_BD)),
             view.router.classes,
-            {uid: listing.classes for uid, listing in experts.items()},
+            {uid: mesh.columns_of(listing.classes) for uid, listing in experts.items()},
             tau=mesh.spec.router.tau,
             top_k=top_k,
         )

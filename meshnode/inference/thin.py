@@ -36,13 +36,16 @@ class ThinInference:
         self._nodes = tuple(nodes)
         self._standings = Standings()
 
-    async def predict(self, images: np.ndarray, *, timeout_s: float, top_k: int | None = None) -> Prediction:
+    async def predict(
+        self, images: np.ndarray, *, timeout_s: float, top_k: int | None = None, task: str | None = None
+    ) -> Prediction:
         """Have a batch of images answered; a node that fails is followed by the next one until the deadline.
 
         Args:
             images: uint8 ``(B, H, W)`` or ``(B, H, W, channels)``.
             timeout_s: Deadline for the whole answer, in seconds.
             top_k: Experts asked per row; None takes the mesh's own setting.
+            task: As for `RoutedInference.predict`.
 
         Raises:
             MalformedTensor: The images are none, to the first node that was asked.
@@ -60,7 +63,7 @@ class ThinInference:
             asked_s = time.monotonic()
             try:
                 attempt_s = left_s if number == len(nodes) else NODE_SHARE * left_s
-                request = Frame(Infer(top_k=top_k, wait_s=attempt_s), {"images": images})
+                request = Frame(Infer(top_k=top_k, wait_s=attempt_s, task=task), {"images": images})
                 reply = await self._transport.call(peer_id, request, timeout_s=attempt_s)
                 prediction = _read(reply, num_rows=len(images), began_s=began_s)
             except Busy as busy:

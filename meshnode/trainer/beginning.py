@@ -25,6 +25,7 @@ from experts.trunk.base import Trunk, features_of
 from meshnode.trainer.messages import Begin, Begun, LearningFailed, Seek, Sought, TaskFile
 from meshnode.trainer.migrating import told_layer
 from protocol.identifiers import digest_of
+from protocol.labels import class_of
 
 __all__ = ["Beginner"]
 
@@ -46,6 +47,7 @@ class Beginner:
         load: Opens a task file of the data folder; None if it is gone or has other content by now.
         config: How to distil; the steps are those of a trial.
         seed: What the drawing of batches follows from.
+        has_contexts: Whether class names have their domain or task in front.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class Beginner:
         config: DistillationConfig,
         *,
         seed: int,
+        has_contexts: bool = False,
     ) -> None:
+        self._has_contexts = has_contexts
         self._trunk = trunk
         self._load = load
         self._config = dataclasses.replace(config, steps=TRIAL_STEPS, mixed_precision=False)
@@ -94,8 +98,13 @@ class Beginner:
         load_weights(module, order.nearest_weights.weights)
         start = choose_start(
             architecture,
-            order.classes,
-            Nearest(uid=order.nearest, architecture=source, module=module, classes=order.nearest_classes),
+            self._named(order.classes),
+            Nearest(
+                uid=order.nearest,
+                architecture=source,
+                module=module,
+                classes=self._named(order.nearest_classes),
+            ),
             DistillationData(features_ND=features_ND[~judging_N], labels_N=columns_N[~judging_N]),
             (features_ND[judging_N], columns_N[judging_N]),
             self._config,
@@ -109,6 +118,10 @@ class Beginner:
             evidence=start.evidence,
             layers=tuple(told_layer(layer) for layer in start.report.layers) if start.report else (),
         )
+
+    def _named(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """Without their domain or task: the same class of another one is where a class begins."""
+        return tuple(map(class_of, classes)) if self._has_contexts else classes
 
     def _look(self, task: TaskFile, classes: Sequence[str]) -> tuple[torch.Tensor, list[str]] | None:
         """Features and labels of some of the images, in an order of their digests; None if they are too few."""

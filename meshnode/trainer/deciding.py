@@ -15,15 +15,17 @@ from typing import Any
 
 from experts.checkpoint import weights_to_bytes
 from experts.continual.assessment import assign_classes
-from experts.continual.decision import Decision, ExpectedGain, decide_by_class
+from experts.continual.decision import Decision, ExpectedGain, decide_by_class, decide_by_task
 from experts.errors import CorruptState, SettingOutOfRange
 from meshnode.hosted import HostedExpert
 from meshnode.trainer.assess_messages import Assess, Assessed, ExpertTrial
+from meshnode.trainer.contexts import task_context
 from meshnode.trainer.messages import LearningFailed
 from meshnode.trainer.parts import TrainerParts
 from meshnode.trainer.process import TrainerProcess
 from meshnode.trainer.task_file import TaskFile
 from protocol.identifiers import Digest, ExpertUid
+from protocol.labels import contexts_of
 
 __all__ = ["ALWAYS", "Decided", "Decider", "decide"]
 
@@ -141,7 +143,8 @@ class Decider:
         if isinstance(answer, LearningFailed):
             return answer
         assert isinstance(answer, Assessed)
-        return decide(answer, task.classes, known, fresh=fresh, min_gain=self._min_gain)
+        context = task_context(task.name) if self._parts.mesh.has_contexts else None
+        return decide(answer, task.classes, known, fresh=fresh, min_gain=self._min_gain, context=context)
 
 
 def decide(
@@ -151,6 +154,7 @@ def decide(
     *,
     fresh: Collection[str],
     min_gain: float,
+    context: str | None = None,
 ) -> Decided:
     """The decision that the evidence leads to.
 
@@ -160,8 +164,12 @@ def decide(
         known: The classes of each expert, by uid.
         fresh: Uids of those that have learned nothing yet.
         min_gain: As `Decider`'s.
+        context: The domain or task that the file says it is of; None where classes are what is told apart.
     """
-    decision = decide_by_class(found.assessment, classes, known)
+    if context is None:
+        decision = decide_by_class(found.assessment, classes, known)
+    else:
+        decision = decide_by_task(found.assessment, classes, _by_context(known), context)
     if not classes:
         if decision.action == "spawn":
             reason = "it is unlike what is known, and waits for labels: without them its classes have no names"
@@ -176,6 +184,14 @@ def decide(
     elif found.gains and not trained:
         decision = decision.weighed(_together(list(found.gains.values())), min_gain=min_gain)
     return Decided(decision=decision, trained=trained, gains=dict(found.gains), batches=_counted(found))
+
+
+def _by_context(known: Mapping[str, Collection[str]]) -> dict[str, dict[str, Collection[str]]]:
+    experts_of: dict[str, dict[str, Collection[str]]] = {}
+    for uid, classes in known.items():
+        for context in contexts_of(classes):
+            experts_of.setdefault(context, {})[uid] = classes
+    return experts_of
 
 
 def _counted(found: Assessed) -> dict[str, int]:

@@ -94,7 +94,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     alpha: float
     temperature: float
     gamma: float
+    replay: Literal["balanced", "herding", "reservoir"]
     replay_samples: int
+    replay_mib: int
     round_steps: int
     checkpoint_s: float
     logit_cache_mib: int
@@ -125,6 +127,8 @@ class Setup(_Message, frozen=True):
     log_level: str
     log_format: Literal["text", "json"]
     privacy: PrivacyTerms = PrivacyTerms()
+    has_contexts: bool = False
+    """Whether class names have their domain or task in front: `protocol.labels`."""
 
 
 class Scan(_Message, frozen=True):

@@ -199,6 +199,7 @@ class Trainer:
                 log_level=logs.level,
                 log_format=logs.format,
                 privacy=privacy_terms(self._privacy, spec),
+                has_contexts=self._parts.mesh.has_contexts,
             )
         )
         ready = await process.receive()

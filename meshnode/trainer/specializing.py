@@ -30,7 +30,8 @@ class Specializing:
             TrainerDied: The worker ended meanwhile.
         """
         view = self._parts.contributions.view
-        experts = {str(uid): listing.classes for uid, listing in self._parts.directory.current().items()}
+        columns_of = self._parts.mesh.columns_of
+        experts = {str(uid): columns_of(listing.classes) for uid, listing in self._parts.directory.current().items()}
         basis = (view, experts, learned)
         if view is None or not experts or not learned or basis == self._measured_on:
             return

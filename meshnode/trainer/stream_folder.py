@@ -6,6 +6,7 @@ last is not read any more.
 Legend: B images of a batch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +29,16 @@ class Position:
 
 
 class StreamFolder:
-    """Reads a folder; the last file that was opened stays in memory."""
+    """Reads a folder; the last file that was opened stays in memory.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: The stream.
+        named: Gives labels the names that the mesh has for them; None if these are their own.
+    """
+
+    def __init__(self, folder: Path, named: Callable[[PartlyLabelled], PartlyLabelled] | None = None) -> None:
         self._folder = folder
+        self._named = named
         self._opened: tuple[str, PartlyLabelled] | None = None
 
     def next_batch(self, position: Position, size: int, shape: tuple[int, ...] | None) -> tuple[Batch, Position] | None:
@@ -68,7 +75,8 @@ class StreamFolder:
         if self._opened is None or self._opened[0] != name:
             path = self._folder / name
             try:
-                self._opened = (name, load_partly_labelled(path))
+                data = load_partly_labelled(path)
+                self._opened = (name, data if self._named is None else self._named(data))
             except (MalformedDataset, OSError) as exc:
                 reason = exc.reason if isinstance(exc, MalformedDataset) else str(exc)
                 raise MalformedDataset(f"{self._folder.name}/{name}", reason=reason) from exc

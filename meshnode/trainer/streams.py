@@ -202,7 +202,7 @@ class Streams:
 
     def _find(self, stream: _Stream, batches: list[Batch]) -> None:
         number = stream.tasks + 1
-        while self._tasks.has(name := f"{stream.name}-{number:04}"):
+        while self._tasks.has(name := self._tasks.found_name(stream.name, number)):
             number += 1
         stream.tasks, stream.found, stream.found_name = number, batches, name
 
@@ -227,7 +227,7 @@ class Streams:
     def _opened(self, name: str, path: Path) -> _Stream:
         if name not in self._streams:
             self._streams[name] = self._load(name)
-            self._readers[name] = StreamFolder(path)
+            self._readers[name] = self._tasks.stream_batches(path)
         return self._streams[name]
 
     def _load(self, name: str) -> _Stream:

@@ -9,6 +9,8 @@ from pathlib import Path
 from experts.data.npz import load_partly_labelled, save_partly_labelled
 from experts.data.partly import PartlyLabelled
 from experts.errors import MalformedDataset
+from meshnode.trainer.contexts import CONTEXT_MARK, in_context, without_context
+from meshnode.trainer.stream_folder import StreamFolder
 from meshnode.trainer.task_file import TaskFile
 from protocol.identifiers import digest_of
 from protocol.limits import MAX_NAME_CHARS
@@ -28,9 +30,11 @@ class TaskFolder:
     Args:
         data: People's; None if there is none.
         found: The trainer's own, made when something is first found. Of a name that both have, people's counts.
+        has_contexts: Whether labels are to have the file's domain or task in front.
     """
 
-    def __init__(self, data: Path | None, found: Path) -> None:
+    def __init__(self, data: Path | None, found: Path, *, has_contexts: bool = False) -> None:
+        self._has_contexts = has_contexts
         self._data = data
         self._found = found
         self._known: dict[Path, tuple[object, TaskFile]] = {}
@@ -69,7 +73,7 @@ class TaskFolder:
             OSError: It cannot be read.
         """
         path = self._path(name)
-        return digest_of(path.read_bytes()), load_partly_labelled(path)
+        return digest_of(path.read_bytes()), self._read(path)
 
     def same(self, file: TaskFile) -> PartlyLabelled | None:
         """A task file's images; None if it is gone or has other content by now."""
@@ -83,13 +87,23 @@ class TaskFolder:
         """Whether there is a file of this name."""
         return self._path(name).exists()
 
+    def stream_batches(self, folder: Path) -> StreamFolder:
+        """The images of a stream, which is of one context."""
+        name = folder.name.removesuffix(STREAM_SUFFIX)
+        return StreamFolder(folder, (lambda data: in_context(data, name)) if self._has_contexts else None)
+
+    def found_name(self, stream: str, number: int) -> str:
+        """Of a task that was found in a stream: it is of the same context."""
+        mark = CONTEXT_MARK if self._has_contexts and CONTEXT_MARK not in stream else "-"
+        return f"{stream}{mark}{number:04}"
+
     def add_found(self, name: str, task: PartlyLabelled) -> None:
         """Keep a task that was found, unless a file of its name is there; it is on the disk when this returns."""
         self._found.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._found / f"{name}.npz"
         if path.exists():
             return  # written before a kill: it is whole
-        save_partly_labelled(path, task)
+        save_partly_labelled(path, without_context(task) if self._has_contexts else task)
         files = sorted((file.stat().st_mtime_ns, file.name, file) for file in self._found.glob("*.npz"))
         total = sum(file.stat().st_size for *_, file in files)
         for *_, file in files[:-1]:
@@ -106,6 +120,10 @@ class TaskFolder:
         """Delete a task that was found; people's own file stays."""
         (self._found / f"{name}.npz").unlink(missing_ok=True)
 
+    def _read(self, path: Path) -> PartlyLabelled:
+        data = load_partly_labelled(path)
+        return in_context(data, path.stem) if self._has_contexts else data
+
     def _path(self, name: str) -> Path:
         own = self._found / f"{name}.npz"
         if self._data is None:
@@ -119,7 +137,7 @@ class TaskFolder:
         before = self._known.get(path)
         if before is not None and before[0] == seen:
             return before[1]
-        digest, task = digest_of(path.read_bytes()), load_partly_labelled(path)
+        digest, task = digest_of(path.read_bytes()), self._read(path)
         file = TaskFile(
             name=path.stem, digest=digest, classes=task.labelled.class_counts, unlabelled=task.num_unlabelled
         )

@@ -31,11 +31,13 @@ if __name__ == "__main__":
 
 import numpy as np  # noqa: E402 - see above
 
+from experts.continual.replay_kinds import ReplayConfig  # noqa: E402
 from experts.data.dataset import ImageDataset  # noqa: E402
 from experts.distillation import DistillationConfig  # noqa: E402
 from experts.errors import ExpertsError  # noqa: E402
 from experts.router.fingerprint import statistics_fingerprint  # noqa: E402
 from experts.teachers.cnn import TeacherConfig  # noqa: E402
+from experts.trunk.base import features_of  # noqa: E402
 from experts.trunk.codec import trunk_from_bytes  # noqa: E402
 from meshnode.logs import configure_logs, get_logger  # noqa: E402
 from meshnode.trainer.assessing import Assessor  # noqa: E402
@@ -124,12 +126,18 @@ class _Worker:
         self._output = output
         self._has_data = setup.data_dir is not None
         state = Path(setup.state_dir)
-        self._tasks = TaskFolder(Path(setup.data_dir) if setup.data_dir else None, state / "found")
+        data = Path(setup.data_dir) if setup.data_dir else None
+        self._tasks = TaskFolder(data, state / "found", has_contexts=setup.has_contexts)
         settings = setup.settings
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        memory = ReplayMemory(state / "replay.msgpack", capacity=settings.replay_samples, seed=settings.seed)
-        self._memory = memory
         trunk = trunk_from_bytes(setup.trunk).to(setup.device)
+        replay = ReplayConfig(
+            kind=settings.replay, capacity=settings.replay_samples, max_bytes=settings.replay_mib * 2**20
+        )
+        memory = ReplayMemory(
+            state / "replay.msgpack", replay, lambda images: features_of(trunk, images).cpu(), seed=settings.seed
+        )
+        self._memory = memory
         self._faculty = Faculty(
             state,
             FacultyConfig(
@@ -169,7 +177,9 @@ class _Worker:
             trunk, memory, self._same_file, config.distillation, seed=settings.seed, send=self._send
         )
         self._handing_on = HandingOn(trunk, memory, self._same_file, config.distillation, seed=settings.seed)
-        self._beginner = Beginner(trunk, self._same_file, config.distillation, seed=settings.seed)
+        self._beginner = Beginner(
+            trunk, self._same_file, config.distillation, seed=settings.seed, has_contexts=setup.has_contexts
+        )
         told = self._publisher
         self._send(TrainerReady(replay_samples=len(memory), waiting=told.waiting, increments=told.increments))
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from integration_nodes import Daemon, Daemons, complaints, digits_test, found, save_shard, shards
 from integration_pulled import pull, transport_in
+from replay_memories import replay_memory
 
 from experts.architectures.mlp import MlpArchitecture
 from experts.averaging import Averaged, mean_of
@@ -27,7 +28,6 @@ from meshnode.hosting import ExpertHost
 from meshnode.state.state import State
 from meshnode.trainer.interrupted import InterruptedRuns
 from meshnode.trainer.learning import Learner, LearnerConfig
-from meshnode.trainer.memory import ReplayMemory
 from meshnode.trainer.messages import Checkpoint, ExpertJob, Learn, Learned, PrivacyTerms
 from meshnode.trainer.publishing import Publisher
 from meshnode.trainer.teaching import Faculty, FacultyConfig
@@ -84,7 +84,7 @@ def test_the_learner_on_the_gpu_takes_deltas_and_learns_as_well_as_on_the_cpu(tm
         )
         folder = tmp_path / device.replace(":", "")
         folder.mkdir()
-        memory = ReplayMemory(folder / "replay", capacity=10, seed=0)
+        memory = replay_memory(folder / "replay", capacity=10, seed=0)
         teaching = FacultyConfig(
             own=TeacherConfig(epochs=2),
             named=(),

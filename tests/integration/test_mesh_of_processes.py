@@ -109,7 +109,7 @@ def test_nodes_that_join_belong_to_the_founders_mesh_and_see_each_other(mesh: Ru
     peer_ids = {node.peer_id for node in mesh.nodes.values()}
     for node in mesh.nodes.values():
         status = node.status()
-        assert status["mesh"] == {"id": mesh.mesh_id, "name": "digits"}
+        assert status["mesh"] == {"id": mesh.mesh_id, "name": "digits", "setting": "class-incremental"}
         assert {peer["peer_id"] for peer in node.get("peers")["peers"]} == peer_ids
         assert [peer["name"] for peer in node.get("peers")["peers"] if peer["self"]] == [node.name]
         assert all(entry["state"] == "connected" for entry in status["bootstrap"])

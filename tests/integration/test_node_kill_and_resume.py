@@ -6,11 +6,11 @@ from typing import Any
 import psutil
 import pytest
 from integration_nodes import Daemon, Daemons, digits_test, eventually, found, is_running, save_shard, shards
+from replay_memories import replay_memory
 
 from experts.data.npz import load_task
 from meshnode.home import Home
 from meshnode.state.state import State
-from meshnode.trainer.memory import ReplayMemory
 from protocol.identifiers import digest_of
 
 pytestmark = pytest.mark.integration
@@ -34,7 +34,7 @@ def _founded(daemons: Daemons, folder: Path, *tasks: tuple[str, ...], **settings
 
 def _remembered(home: Home) -> tuple[list[str], list[str]]:
     """Labels, and digests of images, in the replay memory, which no process has open now."""
-    memory = ReplayMemory(home.trainer / "replay.msgpack", capacity=1, seed=0)
+    memory = replay_memory(home.trainer / "replay.msgpack", capacity=200)
     labels = sorted({label for label in "0123456789" if len(memory.images_of([label]))})
     return labels, [digest_of(memory.images_of([label]).tobytes()) for label in labels]
 

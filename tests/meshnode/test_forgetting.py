@@ -12,6 +12,7 @@ import pytest
 import torch
 from forgetting_nodes import ForgettingNode, forgetting_node, same_router, until
 from mesh_in_memory import MESH, announce_all, digits, memory_network, memory_node, statistics_of
+from replay_memories import replay_memory
 from successions import migrate
 
 from experts.data.dataset import ImageDataset
@@ -19,7 +20,6 @@ from experts.data.npz import save_task
 from meshnode.errors import NodeError, NoSuchPeerOrExpert, Refused
 from meshnode.forget_order import ForgetReport
 from meshnode.trainer import service as module
-from meshnode.trainer.memory import ReplayMemory
 from protocol.identifiers import ExpertUid, digest_of
 
 OF_0_1 = digits("0", "1")
@@ -40,7 +40,7 @@ def kinds(report: ForgetReport) -> dict[str, int]:
 
 
 def remembered(here: ForgettingNode) -> set[bytes]:
-    memory = ReplayMemory(here.home / "replay.msgpack", capacity=1, seed=0)
+    memory = replay_memory(here.home / "replay.msgpack", capacity=200)
     return {image.tobytes() for image in memory.images_of([str(digit) for digit in range(10)])}
 
 

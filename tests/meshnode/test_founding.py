@@ -67,17 +67,17 @@ def test_experts_have_a_form_within_the_budget_that_each_node_comes_to_by_itself
     mesh = _founded(tmp_path / "home", Founding(name="m", data=task))
     assert mesh.spec.expert_budget == DEFAULT_MAX_PARAMETERS
     assert mesh.form_for(2) == mesh.spec.expert
-    assert [mesh.form_for(classes).config["hidden"] for classes in (2, 3, 10)] == [8, 9, 16]
+    assert [mesh.form_for(classes).config["hidden"] for classes in (2, 3, 10)] == [10, 11, 18]
     for classes in (1, 2, 10, 100):
         assert mesh.architecture(mesh.form_for(classes), classes).num_parameters <= DEFAULT_MAX_PARAMETERS
     # What two versions of the program have to agree on.
     same = Mesh(mesh_id=MeshId("ab" * 32), spec=mesh.spec, trunk=mesh.trunk)
     assert (
-        same.uid_of(("0", "1"), same.form_for(2)) == "2d81423f3b60a172e57a4ec93bb675b741e993beef1e38ab0fc9d8809b88d3b5"
+        same.uid_of(("0", "1"), same.form_for(2)) == "9f793e327558ebece5283d06652f71dd1593189c4d51779724aa30c7102e1d6f"
     )
     assert (
         same.uid_of(tuple("0123456789"), same.form_for(10))
-        == "89fcf955409744bcd8a694d4095b172af4f535dedf35ac94acf81269ef3045f1"
+        == "2d0cace2d7a1308c449ebd1ed0bfb13a4a1cf0c202c3123972258f9f1beb7f31"
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mesh_in_memory import MESH, digits, tiny_trunk
+from replay_memories import replay_memory
 from trainer_lessons import architecture
 
 from experts.checkpoint import load_flat, weights_to_bytes
@@ -23,7 +24,6 @@ from experts.trunk.base import features_of
 from meshnode.trainer.assess_messages import Assess, Assessed, ExpertTrial
 from meshnode.trainer.assessing import Assessor
 from meshnode.trainer.held_back import HeldBack, uncounted
-from meshnode.trainer.memory import ReplayMemory
 from meshnode.trainer.messages import PrivacyTerms
 from meshnode.trainer.publishing import Publisher
 from meshnode.trainer.task_file import TaskFile
@@ -43,7 +43,7 @@ class Looker:
         self.publisher = Publisher(folder / "published", terms, MESH.fingerprint)
         features_ND = features_of(tiny_trunk(), task.images)
         self.statistics = self.publisher.publish("known", task, "d", features_ND)
-        memory = ReplayMemory(folder / "replay", capacity=50, seed=0)
+        memory = replay_memory(folder / "replay", capacity=50, seed=0)
         memory.add(task, "d", "known")
         self.held = HeldBack(tiny_trunk(), memory, self._load)
         config = DistillationConfig(steps=steps)

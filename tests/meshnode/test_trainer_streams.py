@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from learning_nodes import learning, until
 from mesh_in_memory import MESH, digits, memory_network, memory_node, tiny_trunk
+from replay_memories import replay_memory
 
 from experts.continual.batches import Batch
 from experts.continual.stream import StreamConfig
@@ -22,7 +23,6 @@ from meshnode.trainer import streams as module
 from meshnode.trainer import task_folder
 from meshnode.trainer.assessing import Assessor
 from meshnode.trainer.held_back import HeldBack
-from meshnode.trainer.memory import ReplayMemory
 from meshnode.trainer.messages import PrivacyTerms
 from meshnode.trainer.publishing import Publisher
 from meshnode.trainer.stream_folder import Position, StreamFolder
@@ -45,7 +45,7 @@ def pour(data: Path, name: str, images: np.ndarray, labels: Sequence[str | None]
 
 
 def streams(tmp_path: Path, config: StreamConfig | None = None) -> Streams:
-    memory = ReplayMemory(tmp_path / "replay", capacity=50, seed=0)
+    memory = replay_memory(tmp_path / "replay", capacity=50, seed=0)
     publisher = Publisher(tmp_path / "published", PrivacyTerms(), MESH.fingerprint)
     held = HeldBack(tiny_trunk(), memory, lambda file: None)
     assessor = Assessor(tiny_trunk(), memory, held, publisher, DistillationConfig(), 0)

@@ -55,6 +55,7 @@ specs = st.builds(
     ),
     expert=forms,
     expert_budget=st.just(msgspec.UNSET) | st.integers(1, limits.MAX_COUNTER),
+    setting=st.just(msgspec.UNSET) | st.sampled_from(["domain-incremental", "task-incremental"]),
     moe_width=st.integers(1, limits.MAX_CLASSES_PER_EXPERT),
     calibration=st.text(max_size=200),
 )
@@ -102,9 +103,19 @@ def test_a_budget_for_experts_is_part_of_a_spec_only_where_there_is_one():
     assert mesh_id_of(data) == "798d60add84a3c9c7b7fffef049933a99be5ab1512aa6761218c5b1bbdd27244"
 
 
+def test_what_tasks_bring_is_part_of_a_spec_only_where_it_is_not_classes():
+    assert b"setting" not in encode_spec(SPEC)
+    by_domain = msgspec.structs.replace(SPEC, setting="domain-incremental")
+    assert json.loads(encode_spec(by_domain))["setting"] == "domain-incremental"
+    assert decode_spec(encode_spec(by_domain)) == by_domain
+    assert mesh_id_of(encode_spec(by_domain)) != mesh_id_of(encode_spec(SPEC))
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
+        (["setting"], "class-incremental"),
+        (["setting"], None),
         (["expert_budget"], 0),
         (["expert_budget"], None),
         (["expert_budget"], 1.5),
