@@ -121,7 +121,11 @@ def _choice(mesh: BenchMesh) -> dict[str, list[float]]:
     """Accuracy after each expert that goes, by whom it falls on; at random the mean of some draws."""
 
     def least(values: Callable[[BenchMesh], Mapping[str, float]]) -> Callable[[BenchMesh, list[str]], str]:
-        return lambda one, able: min(able, key=lambda uid: (values(one)[uid], uid))
+        def chosen(one: BenchMesh, able: list[str]) -> str:
+            by_uid = values(one)
+            return min(able, key=lambda uid: (by_uid[uid], uid))
+
+        return chosen
 
     def by_information(one: BenchMesh) -> Mapping[str, float]:
         found = one.specialization()
@@ -162,14 +166,11 @@ def _placement(mesh: BenchMesh) -> dict[str, dict[str, float]]:
         "by the hash alone": {},
         "none placed": None,
     }
-    told: dict[frozenset[str], Mapping[str, float]] = {}
-    return {rule: _after_deaths(mesh, worth, told) for rule, worth in rules.items()}
+    return {rule: _after_deaths(mesh, worth) for rule, worth in rules.items()}
 
 
-def _after_deaths(
-    mesh: BenchMesh, worth: Mapping[str, float] | None, told: dict[frozenset[str], Mapping[str, float]]
-) -> dict[str, float]:
-    """Means over draws of who holds what and who dies, the same for every rule; in `told` is what was worked out."""
+def _after_deaths(mesh: BenchMesh, worth: Mapping[str, float] | None) -> dict[str, float]:
+    """Means over draws of who holds what and who dies, the same for every rule."""
     often, alike, as_they_come = Counter(mesh.measured_on.labels), [], []
     for draw_ in range(DEATHS):
         rng = random.Random(f"{mesh.seed} death {draw_}")
@@ -178,11 +179,9 @@ def _after_deaths(
         if worth is not None:
             _adopt(peers[: len(holders) // 2], holders, worth)
         dead = set(rng.sample(peers, DYING))
-        lost = frozenset(uid for uid, held in holders.items() if held <= dead)
-        if lost not in told:
-            told[lost] = mesh.by_class(tuple(lost))
-        alike.append(sum(told[lost].values()) / len(told[lost]))
-        as_they_come.append(sum(share * often[name] for name, share in told[lost].items()) / often.total())
+        shares = mesh.by_class(without=[uid for uid, held in holders.items() if held <= dead])
+        alike.append(sum(shares.values()) / len(shares))
+        as_they_come.append(sum(share * often[name] for name, share in shares.items()) / often.total())
     return {"accuracy": 100 * sum(alike) / DEATHS, "as_classes_come": 100 * sum(as_they_come) / DEATHS}
 
 

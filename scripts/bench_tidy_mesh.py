@@ -11,7 +11,7 @@ Legend: N images, D feature, C class, E expert.
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -92,20 +92,26 @@ class BenchMesh:
     tested: Known
     scores_NC: torch.Tensor
     """The router's, of the tested ones."""
+    told: dict[frozenset[LocalExpert], Mapping[str, float]] = field(default_factory=dict)
+    """What was worked out by these very experts, for all copies of a mesh."""
 
     def copy(self) -> "BenchMesh":
         """The same mesh, to be changed by itself."""
         return replace(self, experts=dict(self.experts))
 
-    def by_class(self, without: Sequence[str] = ()) -> dict[str, float]:
+    def by_class(self, without: Sequence[str] = ()) -> Mapping[str, float]:
         """Share of each class's test images that are answered rightly.
 
         Args:
             without: Uids of experts that are lost: what only they answer for is answered wrongly.
         """
         left = {uid: one for uid, one in self.experts.items() if uid not in without}
-        if not left:
-            return dict.fromkeys(self.tested.labels, 0.0)
+        experts = frozenset(left.values())
+        if experts not in self.told:
+            self.told[experts] = self._worked_out(left) if left else dict.fromkeys(self.tested.labels, 0.0)
+        return self.told[experts]
+
+    def _worked_out(self, left: Mapping[str, LocalExpert]) -> Mapping[str, float]:
         known = tuple(sorted({name for expert in left.values() for name in expert.classes}))
         classes = {uid: expert.classes for uid, expert in left.items()}
         gates = gate(self.scores_NC, self.router.classes, classes, tau=ROUTER.tau, top_k=ROUTER.top_k)

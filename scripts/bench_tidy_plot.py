@@ -48,7 +48,12 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
         deaths.set_xlim(50, 100)
         deaths.set_xlabel("accuracy as classes come, %")
         deaths.set_title(f"{name}: left when peers have died", fontsize=10)
-        deaths.legend(fontsize=8, frameon=False, loc="lower right")
+        deaths.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+        for panel in (tidied, choice):
+            # A point at least, lest what is less than seeds differ by looks like something.
+            low, high = panel.get_ylim()
+            panel.set_ylim(min(low, (low + high) / 2 - 0.5), max(high, (low + high) / 2 + 0.5))
+            panel.ticklabel_format(useOffset=False)
         for panel in (tidied, choice, deaths):
             panel.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
