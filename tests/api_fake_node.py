@@ -35,7 +35,7 @@ class FakeNode:
     """Raised by every call that is not a plain read, and by ``status``."""
     is_ready: bool = True
     peer_name: str = "calm-fox"
-    asked: list[tuple[NDArray[np.uint8], int | None, float | None]] = field(default_factory=list)
+    asked: list[tuple[NDArray[np.uint8], int | None, str | None, float | None]] = field(default_factory=list)
     shutdowns: int = 0
     answer_after_s: float = 0.0
     last_loss: float = 0.25
@@ -133,10 +133,12 @@ class FakeNode:
     def ready(self) -> bool:
         return self.is_ready
 
-    async def infer(self, images: NDArray[np.uint8], *, top_k: int | None, timeout_s: float | None) -> dict[str, Any]:
+    async def infer(
+        self, images: NDArray[np.uint8], *, top_k: int | None, task: str | None, timeout_s: float | None
+    ) -> dict[str, Any]:
         await asyncio.sleep(self.answer_after_s)
         self._fail()
-        self.asked.append((images.copy(), top_k, timeout_s))
+        self.asked.append((images.copy(), top_k, task, timeout_s))
         rows = range(len(images))
         return {
             "classes": ["bag", "shirt"],

@@ -137,22 +137,22 @@ def test_both_forms_of_images_reach_the_node_alike(api: Served) -> None:
     grey_BHW = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
     colour_BHWC = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3)
     for images in (grey_BHW, colour_BHWC):
-        asked = {"images": images.tolist(), "top_k": 2, "timeout_s": 1.5}
+        asked = {"images": images.tolist(), "top_k": 2, "task": "task-1", "timeout_s": 1.5}
         from_json = _post(api, "infer", json=asked)
-        from_npy = _post_npy(api, _npy(images), "?top_k=2&timeout_s=1.5")
+        from_npy = _post_npy(api, _npy(images), "?top_k=2&task=task-1&timeout_s=1.5")
         assert from_json.status_code == from_npy.status_code == 200
         assert from_json.json() == from_npy.json()
         assert from_json.json()["schema"] == "meshnode.infer/1"
-        for seen, top_k, timeout_s in api.node.asked:
+        for seen, *options in api.node.asked:
             np.testing.assert_array_equal(seen, images)
-            assert (str(seen.dtype), top_k, timeout_s) == ("uint8", 2, 1.5)
+            assert (str(seen.dtype), options) == ("uint8", [2, "task-1", 1.5])
         api.node.asked.clear()
 
 
 def test_options_left_out_stay_the_nodes_own(api: Served) -> None:
     _post(api, "infer", json={"images": [[[1]]]})
     _post_npy(api, _npy(np.zeros((1, 2, 2), np.uint8)))
-    assert [asked[1:] for asked in api.node.asked] == [(None, None), (None, None)]
+    assert [asked[1:] for asked in api.node.asked] == [(None, None, None), (None, None, None)]
 
 
 @pytest.mark.parametrize(

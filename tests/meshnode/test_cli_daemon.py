@@ -132,12 +132,13 @@ def test_experts_are_narrowed_to_the_local_ones_on_request(home: Home) -> None:
 
 
 def test_infer_sends_the_pixels_and_the_options(home: Home, node: FakeNode, image_npy: Path) -> None:
-    ended = meshnode("--home", home.path, "--json", "infer", "--input", image_npy, "--top-k", 2, "--timeout", 1.5)
+    options = ["--top-k", 2, "--task", "task-1", "--timeout", 1.5]
+    ended = meshnode("--home", home.path, "--json", "infer", "--input", image_npy, *options)
     assert (ended.code, ended.err) == (0, "")
     assert ended.document["predictions"] == ["bag", "bag"]
-    ((images, top_k, timeout_s),) = node.asked
+    ((images, top_k, task, timeout_s),) = node.asked
     np.testing.assert_array_equal(images, np.load(image_npy))
-    assert (top_k, timeout_s) == (2, 1.5)
+    assert (top_k, task, timeout_s) == (2, "task-1", 1.5)
 
 
 def test_infer_explains_itself_when_asked(home: Home, image_npy: Path) -> None:
@@ -163,7 +164,7 @@ def test_infer_reads_every_kind_of_file_and_stdin(home: Home, node: FakeNode, tm
         assert meshnode("--home", home.path, "infer", "--input", tmp_path / name).code == 0, name
     stdin = (tmp_path / "colour.png").read_bytes()
     assert meshnode("--home", home.path, "infer", "--input", "-", stdin=stdin).code == 0
-    seen = [images for images, _, _ in node.asked]
+    seen = [images for images, *_ in node.asked]
     for grey in seen[:3]:
         np.testing.assert_array_equal(grey, grey_HW[None])
     np.testing.assert_array_equal(seen[3], colour_HWC[None])
