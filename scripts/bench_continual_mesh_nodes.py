@@ -197,6 +197,10 @@ class MeshUnderTest:
         """Likewise received."""
         return dict(self._status(name)["traffic"]["received"])
 
+    def cpu_s(self, name: str) -> float:
+        """CPU seconds that a node has taken since it was started: its daemon, its trainer, its p2pd, and what ended."""
+        return self._members[name].node.cpu_s()
+
     def experts(self) -> list[dict[str, Any]]:
         """All of the mesh, as the founder sees them."""
         return self._experts(self._founder)
