@@ -2,9 +2,9 @@
 
 The five tasks of Split Fashion-MNIST are dealt to one, two and four real daemons, which begin at the same moment. A
 mesh is done when every node answers for all tasks; the target is the accuracy of the node that learned everything, less
-half a point. Two times are told: `wall_s` on this machine, whose cores the nodes share, and `simulated_s`, as it would be if
-each node had a machine of its own: the CPU seconds measured of the busiest node, and the bytes it really moved over a
-line of the given speed. The exit code is 0 if every target is met, 10 if one is missed.
+half a point. Two times are told: `wall_s` on this machine, whose cores the nodes share, and `simulated_s`, as it would
+be if each node had a machine of its own: the CPU seconds measured of the busiest node, and the bytes it really moved
+over a line of the given speed. The exit code is 0 if every target is met, 10 if one is missed.
 """
 
 import argparse
@@ -46,8 +46,8 @@ WITHIN = 0.5
 LINE = Line(bits_per_s=20e6, round_trip_s=0.05)
 """An uplink of a good home connection, and the way to another such home in the same part of the world."""
 
-EXPECTED_SPEED_UP = 2.0
-"""Of four nodes, the lower end of what the proposal expects of collaboration."""
+HELD_TO_TARGET, EXPECTED_SPEED_UP = 4, 2.0
+"""Nodes, and the lower end of what is expected of their working together."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -164,14 +164,14 @@ def _document(runs: Mapping[int, Sequence[Run]], options: argparse.Namespace, se
             "moved_kb": statistics.fmean(max(work.moved_bytes for work in run.works.values()) for run in of_number)
             / 1000,
         }
-    most = figures[f"{max(runs)} nodes"]["simulated_speed_up"]
-    targets = {
-        f"simulated speed-up of {max(runs)} nodes": {
+    targets = {}
+    if HELD_TO_TARGET in runs:
+        most = figures[f"{HELD_TO_TARGET} nodes"]["simulated_speed_up"]
+        targets[f"simulated speed-up of {HELD_TO_TARGET} nodes"] = {
             "target": f">= {EXPECTED_SPEED_UP:g}",
             "met": most is not None and most >= EXPECTED_SPEED_UP,
             "value": most,
         }
-    }
     return bench_document(
         f"python scripts/{NAME}.py" + (" --quick" if options.quick else f" --runs {options.runs}"),
         range(options.runs),

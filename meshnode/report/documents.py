@@ -114,12 +114,12 @@ def _document(path: Path, content: Mapping[str, Any]) -> Document:
     )
 
 
-_WORDS = {dict: "object", list: "list", str: "text"}
+_WORDS: Mapping[type, str] = {dict: "object", list: "list", str: "text"}
 
 
 def _target(path: Path, name: str, raw: object, figures: Mapping[str, Any]) -> Target:
     if not isinstance(raw, dict) or not isinstance(raw.get("met"), bool) or not isinstance(raw.get("target"), str):
-        raise ResultUnreadable(path, f"the target {name} does not say what is wanted (`target`) and whether it is `met`")
+        raise ResultUnreadable(path, f"the target {name} does not say what it is (`target`) and whether it is `met`")
     figure = figures.get(name)
     if isinstance(figure, dict):
         figure = figure.get("accuracy")

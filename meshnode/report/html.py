@@ -55,7 +55,7 @@ _COLOURS = {"met": "good", "MISSED": "bad", "missed": "bad", "met in part": "hal
 
 
 def html_page(title: str, blocks: Sequence[Block]) -> str:
-    """The whole page. Its policy forbids a browser to load anything, in case some text is not as harmless as it seems."""
+    """The whole page. Its policy forbids a browser to load anything, whatever a document's text may hold."""
     sections = [block for block in blocks if isinstance(block, Heading) and block.level == 2]
     places = {id(block): f"part-{number}" for number, block in enumerate(sections, 1)}
     links = "".join(f'<a href="#{places[id(block)]}">{html.escape(block.text)}</a>' for block in sections)

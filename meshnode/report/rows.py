@@ -4,9 +4,9 @@ A document is taken as it comes: a benchmark may say more of a row than this kno
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +102,7 @@ def routing_maps_of(document: Document) -> list[RoutingMap]:
     return maps
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether this is a finite number; a flag is none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -115,7 +115,9 @@ def _place(path: Sequence[str]) -> tuple[str, str]:
     return ", ".join(path[:-1]), path[-1]
 
 
-def _mappings(value: object, wanted: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+def _mappings(
+    value: object, wanted: Callable[[dict[str, Any]], bool], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     """Mappings that are wanted, with where they stand; none within another."""
     if not isinstance(value, dict):
         return
