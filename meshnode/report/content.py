@@ -59,8 +59,8 @@ def _beginning(found: Found) -> Iterator[Block]:
     yield Paragraph(
         text=f"{_count(len(found.documents), 'result')}, {_count(len(targets), 'target')}: {met} met, "
         f"{len(targets) - met} missed. Every figure was printed by a command that stands at the end, with its seeds "
-        "and its machine. An accuracy is in percent; ± is the sample deviation over seeds or orders. Seconds belong to the "
-        "machine they were measured on."
+        "and its machine. An accuracy is in percent; ± is the sample deviation over seeds or orders. "
+        "Seconds belong to the machine they were measured on."
     )
 
 

@@ -150,7 +150,7 @@ def _draw_front(axes: "Axes", group: Group, cost: Cost, styles: Mapping[str, int
     ]
     points = [point for _, point in pairs]
     front = pareto_front(points)
-    axes.plot(*zip(*(points[index] for index in front), strict=True), color="#8a8a8a", linewidth=1.2, zorder=1)
+    axes.plot(*zip(*(points[index] for index in front), strict=True), color="#8a8a8a", drawstyle="steps-post", zorder=1)
     for index, (row, (value, accuracy)) in enumerate(pairs):
         place = styles[row.name]
         colour = PALETTE[place % len(PALETTE)]
