@@ -56,9 +56,7 @@ def _parse(arguments: Sequence[str], full: Sequence[Cell], quick: Sequence[Cell]
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--all", action="store_true", help=f"every benchmark at full size: {_span(full)}")
     how.add_argument("--quick", action="store_true", help=f"some of them on little data: {_span(quick)}")
-    parser.add_argument(
-        "--list", action="store_true", help="say what would be run and how long it takes, and run nothing"
-    )
+    parser.add_argument("--list", action="store_true", help="say what is run and how long it takes; run nothing")
     names = list(dict.fromkeys(cell.name for cell in (*full, *quick)))
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="these alone")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"where results go ({OUT}/all, {OUT}/quick)")
@@ -82,11 +80,11 @@ def _span(cells: Sequence[Cell]) -> str:
 
 def _list(cells: Sequence[Cell]) -> str:
     width = max(len(cell.name) for cell in cells)
-    lines = [
-        f"{cell.name:{width}} {cell.minutes:4g} min  {cell.command}"
-        f"{f'  (not installed: {", ".join(lacking)})' if (lacking := cell.lacking()) else ''}"
-        for cell in cells
-    ]
+    lines = []
+    for cell in cells:
+        lacking = ", ".join(cell.lacking())
+        here = f"  (not installed: {lacking})" if lacking else ""
+        lines.append(f"{cell.name:{width}} {cell.minutes:4g} min  {cell.command}{here}")
     return "\n".join([*lines, f"{'all':{width}} about {_span(cells)} on two cores"])
 
 
