@@ -43,13 +43,14 @@ def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
             (
                 outcome.expected,
                 outcome.bound,
+                outcome.range,
                 outcome.verdict,
                 f"{met} of {len(outcome.measurements)}",
                 "; ".join(measured_by(outcome)) or "no result",
             )
         )
-    columns = ("expected", "held to", "verdict", "settings that meet it", "measured by")
-    return Table(columns=columns, rows=rows, numbers_from=len(columns), verdict_column=2)
+    columns = ("expected", "held to", "measured, worst to best", "verdict", "settings that meet it", "measured by")
+    return Table(columns=columns, rows=rows, numbers_from=len(columns), verdict_column=3)
 
 
 def _beginning(found: Found) -> Iterator[Block]:

@@ -30,6 +30,8 @@ class Measurement:
 
     setting: str
     value: str
+    merit: float
+    """The same as a number, of which more is better."""
     is_met: bool
     document: Document
 
@@ -41,6 +43,14 @@ class Outcome:
     expected: str
     bound: str
     measurements: Sequence[Measurement]
+
+    @property
+    def range(self) -> str:
+        """The worst and the best that was measured."""
+        if not self.measurements:
+            return "nothing"
+        by_merit = sorted(self.measurements, key=lambda measurement: measurement.merit)
+        return " to ".join(dict.fromkeys((by_merit[0].value, by_merit[-1].value)))
 
     @property
     def verdict(self) -> Verdict:
@@ -95,7 +105,9 @@ def _saved(document: Document) -> Iterator[Measurement]:
                 saved = 1 - flops / rival
                 words = f"{100 * abs(saved):.1f} % {'less' if saved >= 0 else 'more'}"
                 setting = f"{scenario}: {ours.name}, over {name}"
-                yield Measurement(setting=setting, value=words, is_met=saved >= LEAST_SAVED, document=document)
+                yield Measurement(
+                    setting=setting, value=words, merit=saved, is_met=saved >= LEAST_SAVED, document=document
+                )
 
 
 def _retained(document: Document) -> Iterator[Measurement]:
@@ -106,6 +118,7 @@ def _retained(document: Document) -> Iterator[Measurement]:
                 yield Measurement(
                     setting=f"{scenario}: {ours.name}, {words}",
                     value=f"{100 * value:.1f} %",
+                    merit=value,
                     is_met=value >= LEAST_RETAINED,
                     document=document,
                 )
@@ -118,6 +131,7 @@ def _added(document: Document) -> Iterator[Measurement]:
             yield Measurement(
                 setting=f"{scenario}: {ours.name}",
                 value=f"{100 * value:.1f} %",
+                merit=-value,
                 is_met=value <= MOST_ADDED,
                 document=document,
             )
@@ -137,6 +151,7 @@ def _sped_up(document: Document) -> Iterator[Measurement]:
                 yield Measurement(
                     setting=f"{row.name}, {words}",
                     value="target accuracy not reached" if value is None else f"{value:.2f} times as soon",
+                    merit=float("-inf") if value is None else value,
                     is_met=value is not None and value >= LEAST_SPEED_UP,
                     document=document,
                 )

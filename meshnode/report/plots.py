@@ -101,7 +101,7 @@ def matrices_png(group: Sequence[Matrices]) -> bytes:
         figure.supxlabel("task asked", fontsize=9)
         figure.supylabel("after task", fontsize=9)
         if image is not None:
-            figure.colorbar(image, ax=grid, label="accuracy, %", shrink=0.8)
+            figure.colorbar(image, ax=grid, label="accuracy, %", shrink=0.8, format="%d")
     return file.getvalue()
 
 
@@ -138,7 +138,7 @@ def routing_png(routing: RoutingMap) -> bytes:
         axes.set_xticks(range(len(routing.experts)), [_short(name, 14) for name in routing.experts], fontsize=8)
         axes.tick_params(axis="x", rotation=30)
         axes.set_yticks(range(len(routing.classes)), [_short(name, 24) for name in routing.classes], fontsize=8)
-        figure.colorbar(image, ax=axes, label="of the class, %")
+        figure.colorbar(image, ax=axes, label="of the class, %", format="%d")
     return file.getvalue()
 
 
@@ -161,7 +161,7 @@ def _draw_front(axes: "Axes", group: Group, cost: Cost, styles: Mapping[str, int
     positive = [value for value, _ in points if value > 0]
     if positive and max(positive) / min(positive) > WIDE_RANGE:
         if len(positive) < len(points):
-            axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
+            axes.set_xscale("symlog", linthresh=min(positive), linscale=1.0)
         else:
             axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
