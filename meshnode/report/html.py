@@ -47,6 +47,7 @@ summary { cursor: pointer; margin: .6rem 0; }
   figure, tr { break-inside: avoid; }
   table { font-size: 7.5pt; }
   .wide { overflow: visible; }
+  details::details-content { content-visibility: visible; display: block; height: auto; }
   figure img { border: 0; padding: 0; }
 }
 """
