@@ -34,7 +34,7 @@ def main(arguments: Sequence[str], *, full: Sequence[Cell] = FULL, quick: Sequen
     out = options.out or OUT / ("quick" if options.quick else "all")
     # A terminated run cleans up as an interrupted one does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    _tell(f"{len(cells)} benchmarks, about {_span(cells)}; results in {out}")
+    _tell(f"{len(cells)} benchmark(s), about {_span(cells)}; results in {out}")
     try:
         outcomes = run_cells(cells, out, digest=source_digest(), tell=_tell)
         report = write_report(out, out / "report") if any(one.state in ("done", "cached") for one in outcomes) else None
@@ -75,7 +75,7 @@ def _tell(text: str) -> None:
 
 
 def _span(cells: Sequence[Cell]) -> str:
-    return f"{hours(cells):.1f} hours" if hours(cells) >= 1 else f"{60 * hours(cells):.0f} minutes"
+    return f"{hours(cells):.1f} h" if hours(cells) >= 1 else f"{60 * hours(cells):.0f} min"
 
 
 def _list(cells: Sequence[Cell]) -> str:

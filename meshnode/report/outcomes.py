@@ -104,7 +104,8 @@ def _saved(document: Document) -> Iterator[Measurement]:
             if flops is not None and rival:
                 saved = 1 - flops / rival
                 words = f"{100 * abs(saved):.1f} % {'less' if saved >= 0 else 'more'}"
-                setting = f"{scenario}: {ours.name}, over {name}"
+                accuracies = " against ".join(f"{row.values['accuracy']:.1f}" for row in (ours, rows[name]))
+                setting = f"{scenario}: {ours.name}, over {name} (accuracy {accuracies} %)"
                 yield Measurement(
                     setting=setting, value=words, merit=saved, is_met=saved >= LEAST_SAVED, document=document
                 )
