@@ -16,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))  # its modules are no package
 
 import reproduce
-from reproduce_cells import Cell, source_digest
+from reproduce_cells import FULL, QUICK, ROOT, Cell, hours, source_digest
 from reproduce_run import run_cells
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -210,3 +210,26 @@ def test_the_digest_follows_names_and_contents_of_the_source(tmp_path: Path) -> 
     os.replace(module, module.with_name("two.py"))
     digests.add(source_digest(tmp_path))
     assert len(digests) == 3
+
+
+def test_the_cells_there_are_name_scripts_that_exist_and_fit_into_their_time() -> None:
+    for cells in (FULL, QUICK):
+        assert len({cell.name for cell in cells}) == len(cells)
+        for cell in cells:
+            assert (ROOT / cell.arguments[0]).is_file(), cell.name
+            assert not {"--write"} & set(cell.arguments)
+            assert cell.minutes < 30
+    assert all("--quick" in cell.arguments for cell in QUICK)
+    assert hours(QUICK) * 60 <= 8
+
+
+def test_the_script_itself_runs_from_anywhere(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [SCRIPTS / "reproduce", "--list", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert {cell["name"] for cell in json.loads(ended.stdout)["cells"]} == {cell.name for cell in FULL}
