@@ -30,6 +30,7 @@ __all__ = [
     "PortInUse",
     "Refused",
     "ResourceAbsent",
+    "ResultUnreadable",
     "StateTooNew",
     "StateUnreadable",
     "SuccessorDeclined",
@@ -209,6 +210,20 @@ class StateUnreadable(NodeError):
         super().__init__(
             f"{path} cannot be read: {reason}",
             hint="Restore it from a backup, or move its folder away; the identity is kept elsewhere.",
+        )
+        self.path = path
+        self.reason = reason
+
+
+class ResultUnreadable(NodeError):
+    """The result document at ``path`` is damaged, or is not what its schema promises."""
+
+    code = "result_unreadable"
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path} cannot be read as a result: {reason}",
+            hint="Write it again with the command that makes it, or move it away.",
         )
         self.path = path
         self.reason = reason

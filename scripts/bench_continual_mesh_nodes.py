@@ -132,9 +132,13 @@ class MeshUnderTest:
         member.given.add(share.task)
         member.node.api().post("train/now")
 
-    def wait_told(self) -> float:
+    def wait_told(self, patience_s: float = PATIENCE_S) -> float:
         """Until all that was given is learned, every node has everybody's statistics, and all replicas of each expert
-        are one; since when that is so, by `time.monotonic`."""
+        are one; since when that is so, by `time.monotonic`.
+
+        Raises:
+            BenchFailed: If that takes longer than `patience_s`.
+        """
         began_s = time.monotonic()
         since_s, seen = began_s, None
         while True:
@@ -143,8 +147,8 @@ class MeshUnderTest:
                 since_s, seen = time.monotonic(), now
             elif time.monotonic() - since_s >= STILL_S:
                 return since_s
-            if time.monotonic() - began_s > PATIENCE_S:
-                raise BenchFailed(f"the mesh has not learned and told within {PATIENCE_S:g} s: {self._what_lacks()}")
+            if time.monotonic() - began_s > patience_s:
+                raise BenchFailed(f"the mesh has not learned and told within {patience_s:g} s: {self._what_lacks()}")
             time.sleep(0.2)
 
     def wait_contributions(self, name: str) -> float:
@@ -196,6 +200,10 @@ class MeshUnderTest:
     def received(self, name: str) -> dict[str, int]:
         """Likewise received."""
         return dict(self._status(name)["traffic"]["received"])
+
+    def cpu_s(self, name: str) -> float:
+        """CPU seconds that a node has taken since it was started: its daemon, its trainer, its p2pd, and what ended."""
+        return self._members[name].node.cpu_s()
 
     def experts(self) -> list[dict[str, Any]]:
         """All of the mesh, as the founder sees them."""

@@ -119,6 +119,15 @@ class Node:
         daemon = psutil.Process(self._process.pid)
         return [daemon, *daemon.children(recursive=True)]
 
+    def cpu_s(self) -> float:
+        """CPU seconds of its processes so far, those included that have ended."""
+        seconds = 0.0
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                seconds += times.user + times.system + times.children_user + times.children_system
+        return seconds
+
     def look(self) -> None:
         """Remember its processes: one that drops its environment would not be found again by the mark."""
         with suppress(psutil.NoSuchProcess):

@@ -100,6 +100,16 @@ def measured_table() -> str:
     return table(("what", "measured", "at least, or beside", "from"), claim_rows())
 
 
+def outcomes_words() -> str:
+    """Whether what was expected of the project came about, from the committed results."""
+    from meshnode.report.content import outcomes_table  # noqa: PLC0415
+    from meshnode.report.documents import read_documents  # noqa: PLC0415
+    from meshnode.report.markdown import markdown_table  # noqa: PLC0415
+    from meshnode.report.outcomes import outcomes_of  # noqa: PLC0415
+
+    return markdown_table(outcomes_table(outcomes_of(read_documents(ROOT / "docs" / "results").documents)))
+
+
 def scale_words() -> str:
     """What the simulation found, from its committed result."""
     from simulate_words import scale_words as words  # noqa: PLC0415  # beside this file, whoever runs it
@@ -119,6 +129,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 COPIED = (
     Copied("README.md", "measured", measured_table),
+    Copied("README.md", "outcomes", outcomes_words),
     Copied("docs/protocol.md", "limits", limits_table),
     Copied("docs/config.md", "settings", settings_tables),
     Copied("docs/metrics.md", "metrics", metrics_table),

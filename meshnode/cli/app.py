@@ -21,6 +21,7 @@ from meshnode.cli.options import in_order
 from meshnode.cli.output import Output
 from meshnode.cli.peers import peers
 from meshnode.cli.privacy import privacy
+from meshnode.cli.report import report
 from meshnode.cli.run import run
 from meshnode.cli.session import Session
 from meshnode.cli.status import status
@@ -59,6 +60,7 @@ app.command("infer")(infer)
 app.command("forget")(forget)
 app.command("privacy")(privacy)
 app.add_typer(bench, name="bench")
+app.command("report")(report)
 app.add_typer(config, name="config")
 app.command("version")(version)
 

