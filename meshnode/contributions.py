@@ -306,6 +306,12 @@ class Contributions:
         self._indices |= {index} if index else set()
         return index
 
+    async def statistics(self) -> bytes | None:
+        """Count, mean and scatter of all that is held, merged, as they would travel; None before any."""
+        if not self._held:
+            return None
+        return await self._compute.run_own(lambda: self._sum.statistics().to_bytes())
+
     async def solve(self) -> None:
         """Merge and solve, unless nothing has changed since the last time. The old router serves meanwhile."""
         async with self._solving:
@@ -319,6 +325,10 @@ class Contributions:
                 self.view = await self._compute.run_own(self._solve)
             except NotPositiveDefinite as failure:
                 log.error("the router keeps its last solution", reason=str(failure))
+
+    async def merged(self) -> ClassStatistics | None:
+        """The exact sum of what is held; None while nothing is."""
+        return await self._compute.run_own(self._sum.statistics) if self._held else None
 
     def _solve(self) -> RouterView:
         merged = self._sum.statistics()

@@ -1,7 +1,6 @@
 """A node's answers to its user as plain documents, as the HTTP API and the command line show them."""
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 from meshnode.hosted import HostedExpert
@@ -180,9 +179,8 @@ def averaging_document(runtime: MeshRuntime) -> dict[str, Any]:
 
 
 def training_document(runtime: MeshRuntime) -> dict[str, Any]:
-    """What the trainer is doing, and what it has learned since the start."""
+    """What the trainer is doing, what it has learned, and what was decided last."""
     status = runtime.trainer.status
-    history: Sequence[dict[str, object]] = tuple(runtime.trainer.history)
     return {
         "state": status.state,
         "reason": status.reason,
@@ -198,6 +196,18 @@ def training_document(runtime: MeshRuntime) -> dict[str, Any]:
         "unusable_teachers": dict(status.unusable_teachers),
         "restarts": status.restarts,
         "pid": status.pid,
+        "unlabelled": list(status.unlabelled),
         "learned": runtime.learned_tasks(),
-        "history": list(history),
+        "decided": runtime.trainer.last_decision,
+        "streams": [
+            {
+                "name": stream.name,
+                "batches": stream.batches,
+                "tasks": stream.tasks,
+                "waiting": stream.waiting,
+                "gathered": stream.gathered,
+                "dropped": stream.dropped,
+            }
+            for stream in runtime.trainer.streams
+        ],
     }

@@ -15,6 +15,7 @@ from experts.architectures.base import Architecture
 from experts.errors import ExpertsError
 from meshnode.directory import Directory
 from meshnode.errors import NodeError, SuccessorDeclined
+from meshnode.forms import form_of
 from meshnode.hosted import FOLLOWED, HostedExpert
 from meshnode.hosting import ExpertHost
 from meshnode.judging import objection_to
@@ -82,11 +83,16 @@ class Following:
                     await self._try(uid, successor)
 
     def successor_of(self, uid: ExpertUid) -> ExpertUid | None:
-        """What the mesh has in the place of an expert hosted here; None if nothing, or what was declined here."""
+        """What the mesh has in the place of an expert hosted here; None if nothing, or what was declined here.
+
+        Nor is another beginning of the same expert: it knows nothing of what this one has learned, and which of the two
+        is left is for `meshnode.settling`.
+        """
         expert = self.host.experts.get(uid)
         for listing in self.directory.current().values():
             if expert and uid in listing.ancestors and listing.classes == expert.classes:
-                return None if self.state.is_declined(listing.uid) else listing.uid
+                begun = self.mesh.uid_of_begun(expert.classes, form_of(expert.architecture))
+                return None if listing.uid == begun or self.state.is_declined(listing.uid) else listing.uid
         return None
 
     async def follow(self, uid: ExpertUid, successor: ExpertUid, *, margin: float | None = None) -> Accuracy:

@@ -35,7 +35,9 @@ class ForgetRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class Gone:
     """Something that is deleted."""
 
-    kind: Literal["contribution", "replay images", "teacher", "teachers' answers", "interrupted runs"]
+    kind: Literal[
+        "contribution", "replay images", "teacher", "teachers' answers", "interrupted runs", "file found in a stream"
+    ]
     name: str
     """Of the task."""
     count: int

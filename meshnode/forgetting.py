@@ -17,6 +17,7 @@ What becomes of an expert that has learned from the task is decided for each by 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from experts.checkpoint import weights_to_bytes
 from meshnode.contributions import Contributions
@@ -48,6 +49,7 @@ from protocol.signing import SigningKey
 __all__ = ["Forgetting"]
 
 _FIRST = "initial"
+_FOUND_FILE: Final = "file found in a stream"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +132,7 @@ class Forgetting:
                     f"{death}; what is forgotten by now stays so", hint="Give the same order again."
                 ) from death
         await self._take_back(task, report)
-        report.not_forgotten += self._beyond_reach(task, affected)
+        report.not_forgotten += self._beyond_reach(task, affected, report)
         if not dry:
             await asyncio.to_thread(self.state.ledger.drop_task, name)
             await asyncio.to_thread(self.state.collect_garbage)
@@ -179,6 +181,7 @@ class Forgetting:
             Gone(kind="teacher", name=name, count=int(gone.teacher)),
             Gone(kind="teachers' answers", name=name, count=gone.logits, note=of_all),
             Gone(kind="interrupted runs", name=name, count=gone.runs),
+            Gone(kind=_FOUND_FILE, name=name, count=int(gone.found_file)),
         )
         report.dropped += [one for one in found if one.count]
 
@@ -310,7 +313,7 @@ class Forgetting:
         if mine is not None:
             report.dropped.append(Gone(kind="contribution", name=task.name, count=sum(mine.samples.values())))
 
-    def _beyond_reach(self, task: _Task, affected: list[ExpertRow]) -> list[Left]:
+    def _beyond_reach(self, task: _Task, affected: list[ExpertRow], report: ForgetReport) -> list[Left]:
         spec = self.mesh.spec
         left = [
             Left(
@@ -329,7 +332,8 @@ class Forgetting:
             reason = "they were made elsewhere; what they know is not this node's to forget"
             left.append(Left(kind="teachers", name=", ".join(self.teachers), reason=reason))
         files = self.trainer.task_files if self.trainer else ()
-        if any(file.name == task.name for file in files):
+        its_own = any(gone.kind == _FOUND_FILE for gone in report.dropped)
+        if any(file.name == task.name for file in files) and not its_own:
             reason = "it stays where it is and is not learned while the task is forgotten"
             left.append(Left(kind="file", name=task.name, reason=reason))
         return left

@@ -9,14 +9,11 @@ from collections.abc import Mapping
 import msgspec
 
 from experts.architectures.base import Architecture
-from experts.architectures.mlp import MlpArchitecture
 from experts.architectures.registry import architecture_from_config
 from experts.errors import UnknownArchitecture
 from protocol.spec import ExpertForm
 
-__all__ = ["DEFAULT_KIND", "architecture_of", "chosen_form", "form_of", "successor_form"]
-
-DEFAULT_KIND = MlpArchitecture.kind
+__all__ = ["architecture_of", "chosen_form", "form_of", "successor_form"]
 
 _SIZES: Mapping[str, Mapping[str, object]] = {
     "adapter": {"bottleneck": 4, "input_scale": 0.3},

@@ -7,15 +7,16 @@ from pathlib import Path
 import msgspec
 import torch
 
+from experts.continual.sizing import DEFAULT_MAX_PARAMETERS, choose_architecture
 from experts.data.npz import load_task
-from experts.errors import ExpertsError, UnknownArchitecture
+from experts.errors import ExpertsError, SettingOutOfRange, UnknownArchitecture
 from experts.trunk.base import Trunk, calibrate
 from experts.trunk.codec import trunk_to_bytes
 from experts.trunk.efficientnet import load_efficientnet
 from experts.trunk.images import prepare_images
 from experts.trunk.whitened import WhitenedConfig, fit_whitened
 from meshnode.errors import Refused, ResourceAbsent
-from meshnode.forms import DEFAULT_KIND, chosen_form
+from meshnode.forms import chosen_form, form_of
 from meshnode.home import Home
 from meshnode.lock import DaemonLock
 from meshnode.mesh import MESH_SETTING
@@ -53,10 +54,12 @@ class Founding:
     """One of `TRUNK_NAMES`."""
     pixels: int = 32
     """Width and height that images are resized to."""
-    expert: str = DEFAULT_KIND
-    """Kind of newly spawned experts, of the registry."""
+    expert: str | None = None
+    """Kind of newly spawned experts, of the registry; None for what there is room for within the budget."""
     expert_settings: Mapping[str, object] = field(default_factory=dict)
     """Of that kind, by name; those not given have their usual values."""
+    expert_budget: int | None = None
+    """Most parameters of a newly spawned expert where no kind is named; None for `DEFAULT_MAX_PARAMETERS`."""
     statistics_norm: float | None = None
     """To which features are clipped where statistics are noised; None if none may be."""
 
@@ -65,7 +68,7 @@ def found_mesh(home: Home, founding: Founding) -> MeshId:
     """Make a mesh from a task file and keep its spec and trunk in this home, which belongs to it from then on.
 
     Raises:
-        Refused: The home already belongs to a mesh, or there are no such experts.
+        Refused: The home already belongs to a mesh, there are no such experts, or none is within the budget.
         ResourceAbsent: The file or an optional package cannot be used.
         AlreadyRunning: A daemon runs on this home.
     """
@@ -79,7 +82,7 @@ def found_mesh(home: Home, founding: Founding) -> MeshId:
             made = _make_trunk(founding.trunk, prepare_images(images.images, channels, founding.pixels))
         except ExpertsError as exc:
             raise ResourceAbsent(f"no mesh can be founded on {founding.data}: {exc}") from exc
-        form = _form(founding, made)
+        form, budget = _experts(founding, made)
         trunk_digest = state.blobs.put(trunk_to_bytes(made))
         classes = ", ".join(f"{label} ({count})" for label, count in images.class_counts.items())
         spec = encode_spec(
@@ -89,6 +92,7 @@ def found_mesh(home: Home, founding: Founding) -> MeshId:
                 trunk=trunk_digest,
                 feature_dim=made.feature_dim,
                 expert=form,
+                expert_budget=budget,
                 statistics_norm=msgspec.UNSET if founding.statistics_norm is None else founding.statistics_norm,
                 calibration=f"m and s: {len(images)} images of the founder's: {classes}"[:2048],
             )
@@ -108,9 +112,13 @@ def _make_trunk(kind: str, images_BCHW: torch.Tensor) -> Trunk:
     return made
 
 
-def _form(founding: Founding, trunk: Trunk) -> ExpertForm:
+def _experts(founding: Founding, trunk: Trunk) -> tuple[ExpertForm, int | msgspec.UnsetType]:
+    """The form of experts, and the budget that it follows from, if it does."""
+    if founding.expert is None:
+        budget = DEFAULT_MAX_PARAMETERS if founding.expert_budget is None else founding.expert_budget
+        return _form_within(budget, trunk.feature_dim), budget
     try:
-        return chosen_form(
+        form = chosen_form(
             founding.expert,
             founding.expert_settings,
             feature_dim=trunk.feature_dim,
@@ -120,4 +128,17 @@ def _form(founding: Founding, trunk: Trunk) -> ExpertForm:
         raise Refused(
             f"no mesh of such experts: {exc}",
             hint="`meshnode init --help` tells of --expert and of --expert-set NAME=VALUE, a setting of the kind.",
+        ) from exc
+    return form, msgspec.UNSET
+
+
+def _form_within(budget: int, feature_dim: int) -> ExpertForm:
+    """For two classes: an expert for fewer would have nothing to tell apart."""
+    try:
+        return form_of(choose_architecture(feature_dim, 2, max_parameters=budget))
+    except SettingOutOfRange as exc:
+        raise Refused(
+            f"an expert of at most {budget} parameters has no room for two classes on {feature_dim} features: it takes "
+            f"{exc.allowed}",
+            hint="Raise --expert-budget, or take a --trunk with fewer features.",
         ) from exc

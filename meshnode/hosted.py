@@ -17,6 +17,7 @@ from protocol.identifiers import Digest, ExpertUid
 from protocol.records import ExpertAdvert
 
 __all__ = [
+    "BEGUN",
     "FOLLOWED",
     "IMPORTED",
     "MIGRATED",
@@ -34,6 +35,9 @@ TRAINED, IMPORTED, REDISTILLED = "trained", "imported", "redistilled"
 MIGRATED, FOLLOWED = "migrated", "followed"
 """Causes of a successor's first generation: made here of the expert that it succeeds, or pulled from a peer."""
 
+
+BEGUN = "begun"
+"""Cause of the first generation of a spawned expert that began as one of other classes."""
 
 PLACED = "placed"
 """Cause of the first generation of a replica that is hosted only because the mesh had too few of them."""
@@ -55,7 +59,8 @@ class Descent:
     """Where weights come from that an expert is to be hosted with."""
 
     cause: str = "adopted"
-    """From a peer, `PLACED` if this node was not asked to; or `IMPORTED`: then the group does not have them yet."""
+    """From a peer, `PLACED` if this node was not asked to; `IMPORTED`: then the group does not have them yet; or made
+    here, `BEGUN`."""
     round: int = 0
     """Number of the last averaging round that they hold."""
     origin: Digest | None = None
@@ -63,6 +68,8 @@ class Descent:
     ones."""
     lineage: bytes | None = None
     """The document that says which experts this one succeeds, checked; None if it succeeds none."""
+    tasks: tuple[str, ...] | None = ()
+    """Names of this node's tasks that went into the weights; None where unknown."""
 
 
 @dataclass(slots=True)

@@ -8,14 +8,17 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgspec import UnsetType
+
 from experts.architectures.base import Architecture
+from experts.continual.sizing import choose_architecture
 from experts.errors import ExpertsError
 from experts.router.fingerprint import statistics_fingerprint
 from experts.trunk.base import Trunk
 from experts.trunk.codec import trunk_from_bytes
 from meshnode.blobs import BlobPuller
 from meshnode.errors import MeshUnreadable
-from meshnode.forms import architecture_of
+from meshnode.forms import architecture_of, form_of
 from meshnode.logs import get_logger
 from meshnode.state.state import State
 from meshnode.transport.interface import Transport
@@ -58,6 +61,17 @@ class Mesh:
         """Of statistics over this mesh's features, which are those of its trunk."""
         return statistics_fingerprint(self.spec.trunk, b"")
 
+    def form_for(self, num_classes: int) -> ExpertForm:
+        """The form of an expert that is spawned for so many classes, the same on every node.
+
+        Raises:
+            SettingOutOfRange: Not even a linear expert for them is within the mesh's budget.
+        """
+        budget = self.spec.expert_budget
+        if isinstance(budget, UnsetType):
+            return self.spec.expert
+        return form_of(choose_architecture(self.spec.feature_dim, num_classes, max_parameters=budget))
+
     def architecture(self, form: ExpertForm, num_classes: int) -> Architecture:
         """The architecture of this form for so many classes, reading this mesh's features.
 
@@ -77,6 +91,16 @@ class Mesh:
             RefusedInput: No expert can have these classes, or so many ancestors.
         """
         return expert_uid(self.mesh_id, Digest(self.architecture(form, len(classes)).digest()), classes, ancestors)
+
+    def uid_of_begun(self, classes: tuple[str, ...], form: ExpertForm) -> ExpertUid:
+        """The uid of the expert that is spawned in this form for these classes, but begins as an expert of others.
+
+        It has the plain one's place, and its own first weights: `protocol.lineage.Source`. Whichever expert it begins
+        as, the uid is the same: of all beginnings of one expert, one is to be left.
+
+        Raises: As `uid_of`.
+        """
+        return self.uid_of(classes, form, (self.uid_of(classes, form),))
 
     def objection_to(self, advert: ExpertAdvert) -> str | None:
         """Why an advertised expert does not count here; None if its uid is that of the expert it describes.

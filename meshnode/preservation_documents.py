@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import msgspec
+from msgspec import UnsetType
 
 from experts.errors import UnknownArchitecture
 from meshnode.mesh import Mesh
@@ -62,7 +63,7 @@ def lineage_document(
 
 
 _NOT_MADE: Mapping[str, None] = dict.fromkeys(
-    ("parent", "method", "layers", "accuracy", "made_at", "peer_id", "peer_name")
+    ("parent", "source", "method", "layers", "accuracy", "made_at", "peer_id", "peer_name")
 )
 """What is not to be said of one that was made from none."""
 
@@ -74,6 +75,7 @@ def _making(step: Succession, names: Mapping[PeerId, str]) -> dict[str, Any]:
         "layers": msgspec.to_builtins(step.layers),
         "accuracy": msgspec.to_builtins(step.accuracy),
         "made_at": step.made_at,
+        "source": None if isinstance(step.source, UnsetType) else msgspec.to_builtins(step.source),
         "peer_id": step.peer_id,
         "peer_name": names.get(step.peer_id),
     }

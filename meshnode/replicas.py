@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -47,6 +47,8 @@ class Replicas:
     puller: BlobPuller
     compute: Compute
     telemetry: Telemetry = field(default_factory=Telemetry)
+    own_samples: Callable[[Collection[str]], int]
+    """How many samples of some classes this node has contributed the statistics of."""
     adopting: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while an expert comes to be hosted, by whichever way: no two may host the same one."""
 
@@ -75,15 +77,19 @@ class Replicas:
         """
         if uid not in self.host.experts:
             self.host.check_welcome(uid)
-            fetched = await self.fetch(uid, source=source, progress=progress)
-            async with self.adopting:
-                if uid not in self.host.experts:
-                    descent = Descent(round=fetched.advert.round, lineage=fetched.lineage)
-                    await self._host(fetched, dataclasses.replace(descent, cause=PLACED) if placed else descent)
-                    self._tell(uid, "placed" if placed else "replica")
+            await self.host_fetched(await self.fetch(uid, source=source, progress=progress), placed=placed)
         if not placed:
             await self.host.keep(uid)
         return self.host.get(uid)
+
+    async def host_fetched(self, fetched: Fetched, *, placed: bool) -> None:
+        """Host what `fetch` has brought, unless it has come to be hosted meanwhile; as `pull`."""
+        uid = fetched.advert.uid
+        async with self.adopting:
+            if uid not in self.host.experts:
+                descent = Descent(round=fetched.advert.round, lineage=fetched.lineage)
+                await self._host(fetched, dataclasses.replace(descent, cause=PLACED) if placed else descent)
+                self._tell(uid, "placed" if placed else "replica")
 
     async def fetch(self, uid: ExpertUid, *, source: PeerId | None = None, progress: Progress | None = None) -> Fetched:
         """A peer's replica at its newest weights, without hosting it.
@@ -180,6 +186,9 @@ class Replicas:
         advert, host = fetched.advert, self.host
         old = next((uid for uid in reversed(advert.ancestors) if uid in host.experts), None)
         if old is None or fetched.lineage is None:
+            # It may be what this node has trained itself before it lost it.
+            tasks = None if self.own_samples(advert.classes) else ()
+            descent = dataclasses.replace(descent, tasks=tasks)
             await host.adopt(advert.uid, advert.classes, fetched.architecture, fetched.weights, descent)
             return
         cause = IMPORTED if descent.cause == IMPORTED else FOLLOWED

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from experts.averaging import Averaged
@@ -34,6 +35,7 @@ from meshnode.replica_pulls import ReplicaPulls
 from meshnode.replicas import Replicas
 from meshnode.serving import Serving
 from meshnode.settings.config import NodeConfig
+from meshnode.settling import Settling
 from meshnode.state.state import State
 from meshnode.telemetry import Telemetry
 from meshnode.trainer.parts import TrainerParts
@@ -172,6 +174,7 @@ class MeshRuntime:
             directory=self.directory,
             puller=self._puller,
             compute=compute,
+            own_samples=partial(self.contributions.own_samples, transport.peer_id),
             telemetry=telemetry,
         )
         self.replica_pulls = ReplicaPulls(self.replicas)
@@ -236,6 +239,16 @@ class MeshRuntime:
             averager_config(config),
             Hooks(apply=self._apply_round, catch_up=self._catch_up, weight=self._weight_of, pacer=pacer),
             telemetry,
+        )
+        self.settling = Settling(
+            mesh=mesh,
+            state=state,
+            host=self.host,
+            directory=self.directory,
+            replicas=self.replicas,
+            trainer=trainer,
+            let_go=self.averager.let_go,
+            telemetry=telemetry,
         )
         self.forgetting = Forgetting(
             mesh=mesh,
@@ -306,6 +319,7 @@ class MeshRuntime:
             "housekeeping": self._keep_house,
             "replica pulls": self.replica_pulls.run,
             "migrations": self.migrations.run,
+            "settling": self.settling.run,
             "new generations": lambda: self._announce(self.host.changed),
             "new contributions": lambda: self._announce(self.contributions.changed),
         }
@@ -351,6 +365,7 @@ class MeshRuntime:
             await self.directory.refreshed.wait()
             self.directory.refreshed.clear()
             self.following.look_again()
+            self.settling.look_again()
             self.placement.look_again()
             await self.contributions.pull(self._puller, self.directory)
             await self.contributions.solve()

@@ -133,7 +133,7 @@ class NodeView:
             "connected": self.bootstrap.num_connected,
             "peers": len(self.peers()),
             "experts": self._experts(),
-            "training": self.training(),
+            "training": self._training(),
             "averaging": self.averaging(),
             "placement": self._placement(),
             "handover": self._handover(),
@@ -188,6 +188,11 @@ class NodeView:
         return averaging_document(self.runtime)
 
     def training(self) -> dict[str, Any]:
+        """What the trainer does, and what was decided on tasks and came of them, also before this start."""
+        history = list(self.runtime.trainer.history) if self.runtime else []
+        return self._training() | {"history": history}
+
+    def _training(self) -> dict[str, Any]:
         """What the trainer does."""
         data = self.config.train.data
         folder = {"data": None if data is None else str(data)}

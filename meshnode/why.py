@@ -30,7 +30,10 @@ _ABANDONED = {
     ),
     "differing_origins": (
         "a member's replica descends from other weights",
-        "Drop one of the two, or import it as an expert of its own: parameters of different origin have no mean.",
+        (
+            "Nothing if both nodes spawned it: one gives its own up once no task is under way. Else drop one, or "
+            "import it as an expert of its own: parameters of different origin have no mean."
+        ),
     ),
     "differing_settings": (
         "a member averages in another way",
@@ -186,6 +189,33 @@ def _trainer(status: Status, training: Mapping[str, Any], state: str) -> Reason:
     return Reason("training", state, why, change)
 
 
+def _decisions(status: Status) -> Sequence[Reason]:
+    """What was decided on the newest task and why, and what waits for labels."""
+    training = _part(status, "training")
+    told = []
+    if unlabelled := training.get("unlabelled"):
+        why = f"without labels, they are unlike what is known, or too little is held out to tell: {_named(unlabelled)}"
+        change = (
+            "Give them labels: a file that has changed is looked at again. They are also looked at whenever more is "
+            "known; `meshnode train history` has the distances."
+        )
+        told.append(Reason("decisions", f"{_count(len(unlabelled), 'task file')} undecided", why, change))
+    for stream in training.get("streams") or ():
+        if stream["waiting"]:
+            why = (
+                "three new ones in a row, with some label among them, begin a task; without labels too little may be "
+                "held out to tell what is new"
+            )
+            change = "Nothing: they are looked at again whenever more is known. New classes need labels to be learned."
+            state = f"{_count(stream['waiting'], 'batch')} of stream {stream['name']} wait"
+            told.append(Reason("decisions", state, why, change))
+    last = training.get("decided")
+    if not isinstance(last, Mapping) or not isinstance(last.get("decision"), Mapping):
+        return told or [Reason("decisions", "none yet")]
+    decision = last["decision"]
+    return [Reason("decisions", f"{last.get('task')}: {decision.get('action')} ({decision.get('reason')})"), *told]
+
+
 def _files(what: str, files: object, change: str) -> Reason | None:
     """Task files with the reason each, as one."""
     if not isinstance(files, Mapping) or not files:
@@ -325,6 +355,7 @@ _TELLERS = {
     "mesh": _mesh,
     "peers": _peers,
     "training": _training,
+    "decisions": _decisions,
     "averaging": _averaging,
     "replicas": _replicas,
     "serving": _serving,
@@ -356,5 +387,5 @@ def _named(items: Sequence[str]) -> str:
 
 
 def _count(number: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    plural = f"{noun}es" if noun.endswith(("s", "ch")) else f"{noun}s"
     return f"{number} {noun if number == 1 else plural}"

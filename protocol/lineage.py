@@ -4,6 +4,10 @@ A new architecture is a new expert, which names those it succeeds as its ancesto
 document: canonical JSON (sorted keys, no spaces, UTF-8), so that people can read it, kept and pulled by its digest as a
 blob. The uids in it are proved by the expert's own, which is a digest of its ancestors among others; what is said of
 methods, accuracies and moments is the word of the peer that made the step.
+
+An expert that was spawned, but began as an expert of other classes and not at random, is a successor too: of the expert
+that its form and classes alone would have made, whose place it takes without any of it having learned. Its step names
+whose knowledge it is under `source`.
 """
 
 from typing import Annotated, Final, Literal
@@ -30,6 +34,7 @@ __all__ = [
     "LINEAGE_SCHEMA",
     "LayerTransfer",
     "Lineage",
+    "Source",
     "Succession",
     "TransferMethod",
     "decode_lineage",
@@ -80,8 +85,24 @@ class LayerTransfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Share of the layer's importance that the mapped units had."""
 
 
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An expert of other classes that a spawned one began as. It is no ancestor: nothing takes its place."""
+
+    uid: ExpertUidField
+    form: ExpertForm
+    classes: ClassNames
+    """Sorted; some of them may be the new expert's too."""
+    weights: DigestField
+    """Of the generation that was carried over."""
+
+    def __post_init__(self) -> None:
+        if list(self.classes) != sorted(set(self.classes)):
+            raise ValueError("classes must be sorted and each named once")
+
+
 class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What old and new scored on the same samples of the peer that made the step."""
+    """What old and new scored on the same samples of the peer that made the step: as they were, or, where there is a
+    source, after the few steps that the beginning was chosen by."""
 
     old: _Share
     new: _Share
@@ -109,10 +130,18 @@ class Succession(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Unix seconds."""
     peer_id: PeerIdField
     """Who made the step."""
+    source: Source | msgspec.UnsetType = msgspec.UNSET
+    """Whose knowledge was carried over, where it is not the parent's: then the parent is of the same form and as its
+    uid determines, and this is the first step. Without it a lineage has the bytes that it always had."""
 
     def __post_init__(self) -> None:
         if list(self.classes) != sorted(set(self.classes)):
             raise ValueError("classes must be sorted and each named once")
+        if isinstance(self.source, Source):
+            if self.form != self.parent_form:
+                raise ValueError("an expert that began as another one has its parent's form")
+            if self.source.uid in (self.parent, self.uid):
+                raise ValueError("the source is another expert")
 
 
 class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -125,6 +154,8 @@ class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for before, after in zip(self.steps, self.steps[1:], strict=False):
             if (after.parent, after.parent_form, after.classes) != (before.uid, before.form, before.classes):
                 raise ValueError("each step's parent must be what the step before made")
+            if isinstance(after.source, Source):
+                raise ValueError("only the first step may have a source")
 
     @property
     def last(self) -> Succession:

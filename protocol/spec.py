@@ -90,7 +90,12 @@ class MeshSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """D, the width of the trunk's output."""
     router: RouterSettings = RouterSettings()
     expert: ExpertForm
-    """Of newly spawned experts; those of any other form may be hosted and adopted all the same."""
+    """Of newly spawned experts; those of any other form may be hosted and adopted all the same. With a budget, what
+    the budget has for two classes: for others look there."""
+    expert_budget: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_COUNTER)] | msgspec.UnsetType = msgspec.UNSET
+    """Most parameters, weights and biases, of a newly spawned expert, whose form then follows from this number, D and
+    the number of its classes alone: nodes that spawn for the same classes have to come to the same uid. Without it all
+    are of the form `expert`, and the spec has the bytes it always had."""
     moe_width: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_CLASSES_PER_EXPERT)] = 32
     """Width of the outputs that hivemind's own clients see of every expert, as a grid of theirs has one schema of
     outputs. An expert with more classes is not shown to them."""

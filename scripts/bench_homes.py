@@ -24,7 +24,7 @@ from meshnode.state.state import State
 from meshnode.trainer.service import LEARNED
 from protocol.identifiers import digest_of
 
-__all__ = ["Homes"]
+__all__ = ["Homes", "init_home"]
 
 ALWAYS_LEARNING = "[train]\nsteps = 10000000\n"
 """A config.toml with which a task is never done with: a kill never finds the trainer idle for want of work."""
@@ -48,11 +48,11 @@ class Homes:
 
     def bare(self) -> Home:
         """Initialised; belongs to no mesh."""
-        return self._home("bare", _init)
+        return self._home("bare", init_home)
 
     def founded(self) -> Home:
         """Has founded a mesh and hosts nothing."""
-        return self._home("founded", lambda home: _init(home, "--mesh", "bench", "--data", self._task))
+        return self._home("founded", lambda home: init_home(home, "--mesh", "bench", "--data", self._task))
 
     def learning(self) -> Home:
         """A founder that will learn its task for as long as it runs."""
@@ -97,5 +97,6 @@ class Homes:
         compute.close()
 
 
-def _init(home: Home, *options: object) -> None:
+def init_home(home: Home, *options: object) -> None:
+    """`meshnode init` with these options. Raises BenchFailed if it fails."""
     run_python("-m", "meshnode", "--home", home.path, "init", *options)

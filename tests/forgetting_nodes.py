@@ -89,7 +89,10 @@ async def forgetting_node(
     telemetry.events.listen(events.append)
     tasks, home = folder / f"{name} tasks", folder / f"{name} trainer"
     tasks.mkdir(parents=True, exist_ok=True)
-    settings = TrainSection(data=tasks, teacher_epochs=1, steps=steps, round_steps=20, checkpoint_every=0.001)
+    # Each task is learned by an expert, whatever there is to gain: what was learned is to be forgotten.
+    settings = TrainSection(
+        data=tasks, teacher_epochs=1, steps=steps, round_steps=20, checkpoint_every=0.001, min_gain=-1
+    )
     async with memory_node(network, name, folder) as node:
         parts = TrainerParts(
             mesh=MESH,

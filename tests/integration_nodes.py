@@ -59,6 +59,8 @@ FAST: Mapping[str, str] = {
     "MESHNODE_TRAIN__ROUND_STEPS": "30",
     "MESHNODE_TRAIN__CHECKPOINT_EVERY": "1ms",
     "MESHNODE_TRAIN__TEACHER_EPOCHS": "1",
+    # Every shard is learned, whether there is anything to gain by it or not: what is looked at here comes after that.
+    "MESHNODE_TRAIN__MIN_GAIN": "-1",
     "MESHNODE_PLACE__ENABLED": "false",
     "MESHNODE_PLACE__HANDOVER": "0s",
     "MESHNODE_COMPUTE__DEVICE": "cpu",

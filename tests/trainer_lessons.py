@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from mesh_in_memory import MESH, PIXELS, digits, tiny_trunk
+from replay_memories import replay_memory
 
 from experts.architectures.mlp import MlpArchitecture
 from experts.checkpoint import flat_parameters, load_flat, weights_to_bytes
 from experts.data.dataset import ImageDataset
+from experts.data.partly import PartlyLabelled
 from experts.distillation import DistillationConfig
 from experts.teachers.cnn import TeacherConfig
 from experts.trunk.base import features_of
@@ -96,7 +98,7 @@ class Lesson:
 
     def learn(
         self,
-        task: ImageDataset,
+        task: ImageDataset | PartlyLabelled,
         jobs: Sequence[ExpertJob],
         *,
         name: str = "task",
@@ -112,8 +114,9 @@ class Lesson:
         faculty, runs = self.faculty(), InterruptedRuns(self.folder / "runs")
         assert faculty.load() == {}
         publisher = Publisher(self.folder / "published.msgpack", PrivacyTerms(), MESH.fingerprint)
+        partly = PartlyLabelled.of(task) if isinstance(task, ImageDataset) else task
         learner = Learner(tiny_trunk(), self.memory(), faculty, runs, publisher, config, self._hear)
-        learner.learn(Learn(run=1, task=name, experts=tuple(jobs)), task, name, deltas)
+        learner.learn(Learn(run=1, task=name, experts=tuple(jobs)), partly, name, deltas)
         return self.said
 
     def _hear(self, message: FromTrainer) -> None:
@@ -136,7 +139,7 @@ class Lesson:
         )
 
     def memory(self) -> ReplayMemory:
-        return ReplayMemory(self.folder / "replay.msgpack", capacity=80, seed=1)
+        return replay_memory(self.folder / "replay.msgpack", capacity=80, seed=1)
 
     def last(self, uid: str) -> np.ndarray:
         """The vector of the last checkpoint."""

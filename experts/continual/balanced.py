@@ -10,7 +10,7 @@ Legend: N items, H height, W width.
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -38,6 +38,18 @@ class BalancedBuffer(ReplayBuffer):
         self._generator = generator
         self._seen_of: Counter[str] = Counter()
         self._was_largest: set[str] = set()
+
+    def drop(self, rows: Collection[int], gone: Mapping[str, int]) -> None:
+        """As `ReplayBuffer.drop`. The places that become free go to whatever comes next, so that of later items more
+        stay until it is full again."""
+        removed = self._remove(rows)
+        held = Counter(self._labels)
+        for name in gone.keys() | removed.keys():
+            left = self._seen_of[name] - max(gone.get(name, 0), removed.get(name, 0))
+            self._seen_of[name] = max(left, held[name])
+        self._seen_of = +self._seen_of
+        self._was_largest &= self._seen_of.keys()
+        self.num_seen = self._seen_of.total()
 
     def to_bytes(self) -> bytes:
         """Contents, counts and generator, with a digest."""

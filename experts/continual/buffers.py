@@ -8,7 +8,8 @@ Legend: N items, H height, W width.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -86,22 +87,21 @@ class ReplayBuffer(ABC):
             reason = f"{images.dtype} {images.shape} with {len(labels)} labels"
             raise MalformedDataset("replay", reason=reason)
         if self._images is None:
-            self._images = np.zeros((self._limit_of(images), *images.shape[1:]), dtype=np.uint8)
+            self._images = np.zeros((self.limit_of(images), *images.shape[1:]), dtype=np.uint8)
         if images.shape[1:] != self._images.shape[1:]:
             reason = f"images of shape {images.shape[1:]} among {self._images.shape[1:]}"
             raise MalformedDataset("replay", reason=reason)
         self._take(self._images, images, labels)
 
-    def require_room(self, images: NDArray[np.uint8]) -> None:
-        """Checks that at least one such image may be kept.
+    @abstractmethod
+    def drop(self, rows: Collection[int], gone: Mapping[str, int]) -> None:
+        """Items leave the stream as if they had never been in it.
 
         Args:
-            images: As for `add`, at least one.
-
-        Raises:
-            SettingOutOfRange: If it may not.
+            rows: Those of `images` among them, each once.
+            gone: How many leave by class, these rows and those that were not kept. Fewer than the rows of a class, if
+                their number is not known, count as the rows alone.
         """
-        self._limit_of(images)
 
     @abstractmethod
     def to_bytes(self) -> bytes:
@@ -111,13 +111,30 @@ class ReplayBuffer(ABC):
     def _take(self, kept: NDArray[np.uint8], images: NDArray[np.uint8], labels: Sequence[str]) -> None:
         """Decide which of these items stay, and where in ``kept``, which has a place for as many as may stay."""
 
+    def _remove(self, rows: Collection[int]) -> Mapping[str, int]:
+        """Take kept items out, and move the rest up; how many they were by class."""
+        out, stays = set(rows), [row for row in range(len(self)) if row not in rows]
+        removed = Counter(self._labels[row] for row in out)
+        if self._images is not None:
+            self._images[: len(stays)] = self._images[stays]
+            self._images[len(stays) :] = 0
+        self._labels = [self._labels[row] for row in stays]
+        return removed
+
     def _put(self, kept: NDArray[np.uint8], place: int, image: NDArray[np.uint8], label: str) -> None:
         """Keep an item in a place, in that of another or right behind the last."""
         kept[place] = image
         self._labels[place : place + 1] = [label]
 
-    def _limit_of(self, images: NDArray[np.uint8]) -> int:
-        """How many such images may stay."""
+    def limit_of(self, images: NDArray[np.uint8]) -> int:
+        """How many such images may stay.
+
+        Args:
+            images: As for `add`, at least one.
+
+        Raises:
+            SettingOutOfRange: Not even one.
+        """
         image_bytes = max(1, math.prod(images.shape[1:]))
         within = self.capacity if self.max_bytes is None else self.max_bytes // image_bytes
         assert within is not None, "__init__ has seen to it that there is a bound"

@@ -13,7 +13,7 @@ Legend: N items, H height, W width, D feature, C class.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -52,6 +52,20 @@ class HerdingBuffer(ReplayBuffer):
         self._seen_of: dict[str, int] = {}  # in the order in which classes came
         self._sum_of: dict[str, Tensor] = {}  # of features of length 1, float64 (D,)
 
+    def drop(self, rows: Collection[int], gone: Mapping[str, int]) -> None:
+        """As `ReplayBuffer.drop`. A sum cannot be taken apart: the mean of a class that something leaves is, from then
+        on, that of its exemplars that stay, as if no other item had been seen."""
+        removed = self._remove(rows)
+        for name in self._seen_of.keys() & (gone.keys() | removed.keys()):
+            del self._sum_of[name]
+            items, _ = self.labelled({name})
+            if len(items):
+                self._sum_of[name] = self._unit(items).sum(dim=0)
+                self._seen_of[name] = len(items)
+            else:
+                del self._seen_of[name]
+        self.num_seen = sum(self._seen_of.values())
+
     def to_bytes(self) -> bytes:
         """Contents and means, with a digest."""
         words = {"labels": self._labels, "seen": list(self._seen_of.items())}
@@ -84,7 +98,7 @@ class HerdingBuffer(ReplayBuffer):
             buffer = cls(capacity, features, max_bytes=max_bytes)
             images, labels = tensors["images"].numpy(), words["labels"]
             if labels:
-                buffer._images = np.zeros((buffer._limit_of(images), *images.shape[1:]), dtype=np.uint8)
+                buffer._images = np.zeros((buffer.limit_of(images), *images.shape[1:]), dtype=np.uint8)
                 buffer._set(buffer._images, images, labels)
             buffer._seen_of = {name: int(count) for name, count in words["seen"]}
             buffer._sum_of = dict(zip(buffer._seen_of, tensors.get("sums", ()), strict=True))

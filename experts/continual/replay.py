@@ -13,7 +13,7 @@ Legend: N items, H height, W width.
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -50,23 +50,13 @@ class ReservoirBuffer(ReplayBuffer):
         self._vacated, self._unkept = 0, 0
         """v and w."""
 
-    def drop(self, rows: Collection[int], num_gone: int) -> None:
-        """Items leave the stream as if they had never been in it.
-
-        Args:
-            rows: Those of `images` among them, each once.
-            num_gone: How many items leave, these rows and those that were not kept; fewer than the rows if their number
-                is not known, which then counts the rows alone.
-        """
-        num_gone = min(max(num_gone, len(rows)), self.num_seen)
-        stays = [row for row in range(len(self)) if row not in rows]
-        if self._images is not None:
-            self._images[: len(stays)] = self._images[stays]
-            self._images[len(stays) :] = 0
-        self._labels = [self._labels[row] for row in stays]
+    def drop(self, rows: Collection[int], gone: Mapping[str, int]) -> None:
+        """As `ReplayBuffer.drop`; what is left stays a uniform sample of the rest of the stream."""
+        num_kept = sum(self._remove(rows).values())
+        num_gone = min(max(sum(gone.values()), num_kept), self.num_seen)
         self.num_seen -= num_gone
-        self._vacated += len(rows)
-        self._unkept += num_gone - len(rows)
+        self._vacated += num_kept
+        self._unkept += num_gone - num_kept
 
     def to_bytes(self) -> bytes:
         """Contents and generator, so that a restart continues the same sample."""
@@ -105,7 +95,7 @@ class ReservoirBuffer(ReplayBuffer):
             if min(vacated, unkept) < 0:
                 raise CorruptState(_NAME, reason="a number below 0")
             # Of an empty array no limit by bytes follows; nothing is kept then.
-            limit = buffer._limit_of(images) if len(images) else vacated
+            limit = buffer.limit_of(images) if len(images) else vacated
             if len(labels) + vacated != min(limit, num_seen + vacated + unkept):
                 raise CorruptState(_NAME, reason=f"{len(labels)} labels after {num_seen} items")
             if len(images):

@@ -12,7 +12,7 @@ from experts.continual.replay import ReservoirBuffer
 from experts.errors import CorruptState, SettingOutOfRange
 from experts.sealed import unseal
 
-__all__ = ["ReplayConfig", "make_replay", "replay_from_bytes"]
+__all__ = ["Kind", "ReplayConfig", "make_replay", "replay_from_bytes", "replay_under"]
 
 Kind = Literal["balanced", "herding", "reservoir"]
 
@@ -31,11 +31,16 @@ class ReplayConfig:
     max_bytes: int = 400_000
     """Of pixels, at least 1; the default is 510 images of 28 x 28."""
 
+    capacity: int | None = None
+    """Images, at least 1; None if only bytes bound them."""
+
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise SettingOutOfRange("kind", self.kind, allowed=", ".join(get_args(Kind)))
         if self.max_bytes < 1:
             raise SettingOutOfRange("max_bytes", self.max_bytes, allowed="at least 1")
+        if self.capacity is not None and self.capacity < 1:
+            raise SettingOutOfRange("capacity", self.capacity, allowed="at least 1")
 
 
 def make_replay(config: ReplayConfig, generator: torch.Generator, features: Features) -> ReplayBuffer:
@@ -47,9 +52,37 @@ def make_replay(config: ReplayConfig, generator: torch.Generator, features: Feat
         features: What herding takes the means of.
     """
     if config.kind == "herding":
-        return HerdingBuffer(None, features, max_bytes=config.max_bytes)
+        return HerdingBuffer(config.capacity, features, max_bytes=config.max_bytes)
     kind = BalancedBuffer if config.kind == "balanced" else ReservoirBuffer
-    return kind(None, generator, max_bytes=config.max_bytes)
+    return kind(config.capacity, generator, max_bytes=config.max_bytes)
+
+
+def replay_under(
+    config: ReplayConfig, buffer: ReplayBuffer, generator: torch.Generator, features: Features
+) -> ReplayBuffer:
+    """The memory itself if it is what the settings ask for; else one that is, to which what was kept is shown.
+
+    Of the stream such a one has seen no more than that, so that what comes next counts for more than it would have.
+
+    Args:
+        config: Which memory.
+        buffer: As it was saved.
+        generator: As for `make_replay`.
+        features: Likewise.
+
+    Raises:
+        SettingOutOfRange: Not even one of the images that are kept is within the bound.
+    """
+    wanted, images = make_replay(config, generator, features), buffer.images
+    if not len(images):
+        is_wanted = (buffer.capacity, buffer.max_bytes) == (wanted.capacity, wanted.max_bytes)
+    else:
+        is_wanted = buffer.limit_of(images) == wanted.limit_of(images)
+    if is_wanted and buffer.kind == wanted.kind:
+        return buffer
+    if len(images):
+        wanted.add(images, buffer.labels)
+    return wanted
 
 
 def replay_from_bytes(data: bytes, features: Features) -> ReplayBuffer:

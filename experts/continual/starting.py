@@ -23,12 +23,16 @@ from experts.distillation.config import DistillationConfig
 from experts.distillation.data import DistillationData
 from experts.distillation.run import DistillationRun
 from experts.errors import NothingCorresponds, NothingToLearnFrom, SettingOutOfRange
-from experts.preservation.transfer import Source, TransferConfig, transfer
+from experts.preservation.report import TransferReport
+from experts.preservation.transfer import Source, TransferConfig, Transferred, transfer
 
 __all__ = ["Nearest", "Start", "accuracy_of", "choose_start"]
 
 _TRANSFER_ITEMS = 500
 """Of the buffer that knowledge is carried over by: "some hundred are enough"."""
+
+_ROUNDING = 1e-9
+"""Shares of items that differ by the margin exactly differ by it to a rounding only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -48,6 +52,8 @@ class Start:
 
     module: nn.Module
     evidence: StartEvidence
+    report: TransferReport | None = None
+    """What was carried over; None where nothing was."""
 
 
 def choose_start(  # noqa: PLR0913 - what is begun, from what, on which items, how
@@ -60,6 +66,7 @@ def choose_start(  # noqa: PLR0913 - what is begun, from what, on which items, h
     *,
     seed: str,
     generator: Callable[[str], torch.Generator],
+    margin: float = 0.0,
 ) -> Start:
     """Try both beginnings and take the better one.
 
@@ -72,6 +79,8 @@ def choose_start(  # noqa: PLR0913 - what is begun, from what, on which items, h
         config: Of the trials; its steps are the few.
         seed: Of the random weights, the new expert's uid.
         generator: Makes one by its purpose, the same at each call: both trials draw the same batches.
+        margin: By how much the transferred beginning has to be better, as a share, such as .01; it has to be better in
+            any case.
 
     Raises:
         NothingToLearnFrom: If the items to learn from have no labels, or none is held out.
@@ -88,7 +97,8 @@ def choose_start(  # noqa: PLR0913 - what is begun, from what, on which items, h
     accuracy_random = tried(architecture.build(seed))
 
     def evidence(accuracy_transferred: float | None, reason: str) -> StartEvidence:
-        is_better = accuracy_transferred is not None and accuracy_transferred > accuracy_random
+        gain = 0.0 if accuracy_transferred is None else accuracy_transferred - accuracy_random
+        is_better = gain > 0 and gain >= margin - _ROUNDING
         return StartEvidence(
             chosen="transferred" if is_better else "random",
             source=None if nearest is None else nearest.uid,
@@ -102,18 +112,23 @@ def choose_start(  # noqa: PLR0913 - what is begun, from what, on which items, h
     if nearest is None:
         return Start(architecture.build(seed), evidence(None, "there is no expert to begin from"))
 
-    def carried() -> nn.Module:
+    def carried() -> Transferred:
         return _carried(nearest, architecture, classes, learned, seed, generator("transfer"))
 
     try:
-        accuracy_transferred = tried(carried())
+        accuracy_transferred = tried(carried().module)
     except (NothingCorresponds, NothingToLearnFrom, SettingOutOfRange) as exc:
         return Start(architecture.build(seed), evidence(None, f"nothing is carried over from {nearest.uid}: {exc}"))
-    found = evidence(accuracy_transferred, "")
-    words = "is better" if found.chosen == "transferred" else "is no better"
-    reason = f"beginning at {nearest.uid} {words} after {config.steps} steps"
-    module = carried() if found.chosen == "transferred" else architecture.build(seed)
-    return Start(module, evidence(accuracy_transferred, reason))
+    reason = (
+        f"begun as {nearest.uid} it is right on {100 * accuracy_transferred:.1f} % after {config.steps} steps, "
+        f"begun at random on {100 * accuracy_random:.1f} %"
+        + (f"; a margin of {100 * margin:g} points is asked for" * bool(margin))
+    )
+    told = evidence(accuracy_transferred, reason)
+    if told.chosen == "random":
+        return Start(architecture.build(seed), told)
+    module, report = carried()
+    return Start(module, told, report)
 
 
 def accuracy_of(module: nn.Module, features_ND: Tensor, columns_N: Tensor) -> float:
@@ -129,7 +144,7 @@ def _carried(
     learned: DistillationData,
     seed: str,
     generator: torch.Generator,
-) -> nn.Module:
+) -> Transferred:
     assert learned.labels_N is not None
     features_ND, labels_N = learned.features_ND[:_TRANSFER_ITEMS], learned.labels_N[:_TRANSFER_ITEMS]
     labelled = labels_N >= 0
@@ -147,7 +162,7 @@ def _carried(
         TransferConfig(),
         seed=seed,
         generator=generator,
-    ).module
+    )
 
 
 def _renamed(nearest: Nearest, classes: Sequence[str], features_ND: Tensor, labels_N: Tensor) -> tuple[str, ...]:

@@ -62,15 +62,16 @@ def _row(made: Mapping[str, Any]) -> tuple[object, ...]:
         form,
         parameters,
         ", ".join(f"{layer['name']} {layer['old_units']} -> {layer['new_units']}" for layer in made["layers"]),
-        _method(made["method"]),
+        _method(made["method"], made["source"]),
         _accuracy(made["accuracy"]),
         time.strftime("%Y-%m-%d %H:%M", time.localtime(made["made_at"])),
         made["peer_name"] or made["peer_id"],
     )
 
 
-def _method(method: Mapping[str, Any]) -> str:
-    parts = [f"{method['similarity']} x {method['score']}", f"beta {method['beta']:g}"]
+def _method(method: Mapping[str, Any], source: Mapping[str, Any] | None) -> str:
+    began = [] if source is None else [f"began as {source['uid'][:12]} ({', '.join(source['classes'])})"]
+    parts = [*began, f"{method['similarity']} x {method['score']}", f"beta {method['beta']:g}"]
     if method["refit"]:
         parts.append("refit")
     if method["distillation_steps"]:

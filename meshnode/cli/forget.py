@@ -34,7 +34,8 @@ def forget(
 
     Of a task goes all that was learned from it: its share in the router, here and at the peers, its images in the
     replay memory, its teacher, and the experts that learned from it, which are distilled anew without it where that is
-    possible. What cannot be forgotten is named. The task's file stays, and is not learned while the task is forgotten.
+    possible. What cannot be forgotten is named. The task's file stays, and is not learned while the task is
+    forgotten; a file that this node has found in a stream goes too.
     """
     if (task is None) == (peer is None):
         raise typer.BadParameter("give one of --task and --peer")

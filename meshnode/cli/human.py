@@ -1,8 +1,10 @@
 """Quantities as people read them in a terminal."""
 
 import itertools
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["size", "span"]
+__all__ = ["size", "span", "streams_told"]
 
 
 def size(num_bytes: float) -> str:
@@ -23,3 +25,16 @@ def span(seconds: float) -> str:
             rest = whole % length // smaller_length
             return f"{whole // length} {unit}" + (f" {rest} {smaller}" if rest else "")
     return f"{whole} s"
+
+
+def streams_told(training: Mapping[str, Any]) -> list[str]:
+    """How far each stream is: ``sensors: 12 batches seen, 2 tasks found, 3 wait``."""
+    lines = []
+    for stream in training.get("streams") or ():
+        told = [f"{stream['batches']} batches seen", f"{stream['tasks']} tasks found", f"{stream['waiting']} wait"]
+        if stream["gathered"]:
+            told.append(f"{stream['gathered']} known images gathered")
+        if stream["dropped"]:
+            told.append(f"{stream['dropped']} batches given up")
+        lines.append(f"{stream['name']}: {', '.join(told)}")
+    return lines

@@ -23,7 +23,8 @@ _PRIVACY_NOTICE = (
 )
 
 
-_USUAL_EXPERT = "mlp"
+_SET_EXPERT = "mlp"
+"""Whose settings `--expert-set` gives where no kind is named."""
 
 
 class _Trunk(StrEnum):
@@ -63,12 +64,21 @@ def init(  # noqa: PLR0913  # a parameter an option
         int,
         typer.Option(metavar="N", min=4, max=1024, help="Width and height the new mesh's images are scaled to."),
     ] = 32,
-    expert: Annotated[
-        str,
+    expert_budget: Annotated[
+        int | None,
         typer.Option(
-            metavar="KIND", help="Form of the new mesh's experts: mlp, deep, linear, conv, adapter or an installed one."
+            metavar="N",
+            min=1,
+            help="Most parameters of a new expert, whose form then follows; 8% of a task model unless given.",
         ),
-    ] = _USUAL_EXPERT,
+    ] = None,
+    expert: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="One form for all new experts instead: mlp, deep, linear, conv, adapter or an installed one.",
+        ),
+    ] = None,
     expert_set: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="A setting of that form, such as hidden=16; may be repeated."),
@@ -89,9 +99,16 @@ def init(  # noqa: PLR0913  # a parameter an option
     """
     if (mesh is None) != (data is None):
         raise typer.BadParameter("--mesh and --data go together: a mesh is founded from a task file's images")
-    if mesh is None and (expert != _USUAL_EXPERT or expert_set or statistics_norm is not None):
-        message = "--expert, --expert-set and --statistics-norm describe a new mesh: they go with --mesh and --data"
-        raise typer.BadParameter(message)
+    of_a_mesh = {
+        "--expert-budget": expert_budget,
+        "--expert": expert,
+        "--expert-set": expert_set or None,
+        "--statistics-norm": statistics_norm,
+    }
+    if mesh is None and (given := [option for option, value in of_a_mesh.items() if value is not None]):
+        raise typer.BadParameter(f"{', '.join(given)}: of a new mesh, which takes --mesh and --data")
+    if expert_budget is not None and (expert or expert_set):
+        raise typer.BadParameter("--expert-budget chooses the form: it does not go with --expert or --expert-set")
     if data is not None and not data.is_file():
         raise ResourceAbsent(f"there is no task file {data}", hint="Give an .npz file of images and labels.")
     expert_settings = form_settings(expert_set or (), "--expert-set")
@@ -114,8 +131,9 @@ def init(  # noqa: PLR0913  # a parameter an option
             data=data,
             trunk=trunk.value,
             pixels=pixels,
-            expert=expert,
+            expert=expert or (_SET_EXPERT if expert_set else None),
             expert_settings=expert_settings,
+            expert_budget=expert_budget,
             statistics_norm=statistics_norm,
         )
         mesh_id = found_mesh(session.home, founding)

@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from meshnode.cli.human import size, span
+from meshnode.cli.human import size, span, streams_told
 from meshnode.cli.output import facts
 from meshnode.cli.session import Session
 
@@ -32,6 +32,7 @@ def _lines(document: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("peers", document["peers"]),
         ("experts", f"{experts['local']} here, {experts['mesh']} in the mesh"),
         ("training", _activity(document["training"])),
+        *_column("streams", streams_told(document["training"]), at_least_one=False),
         ("averaging", _activity(document["averaging"])),
         ("serving", _activity(document["serving"])),
         *_mqtt(document["mqtt"]),
@@ -41,9 +42,10 @@ def _lines(document: Mapping[str, Any]) -> list[tuple[str, object]]:
     ]
 
 
-def _column(name: str, values: list[str]) -> list[tuple[str, object]]:
-    """One line a value, named once; none at all is worth a line too."""
-    return [(name if number == 0 else "", value) for number, value in enumerate(values or ["none"])]
+def _column(name: str, values: list[str], *, at_least_one: bool = True) -> list[tuple[str, object]]:
+    """One line a value, named once; none at all may be worth a line too."""
+    shown = values or (["none"] if at_least_one else [])
+    return [(name if number == 0 else "", value) for number, value in enumerate(shown)]
 
 
 def _bootstrap_line(entry: Mapping[str, Any]) -> str:

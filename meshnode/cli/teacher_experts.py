@@ -146,15 +146,16 @@ def _pieces(  # noqa: PLR0913
         teacher = load_teacher(name, classes=classes)
     of = {own: own for own in teacher.classes} if mapping is None else read_mapping(mapping)
     groups = groups or groups_in(data, set(of.values()))
-    form = mesh.spec.expert
+    named = None
     if to is not None:
-        form = chosen_form(to, settings, feature_dim=mesh.spec.feature_dim, feature_map=mesh.trunk.feature_map)
+        named = chosen_form(to, settings, feature_dim=mesh.spec.feature_dim, feature_map=mesh.trunk.feature_map)
     wanted = {name for names in groups for name in names}
     images = images_in(data, wanted)
     session.output.note(f"{len(images)} images of {len(wanted)} classes")
     looked = look_at(mesh, teacher, {own: ours for own, ours in of.items() if ours in wanted}, images)
     pieces = []
     for names in groups:
+        form = named or mesh.form_for(len(names))
         piece = take_out(mesh, looked, names, form, TransferConfig(score=score.value), seed=0)
         session.output.note(f"{', '.join(names)}: {piece.accuracy:.1%} of {piece.teacher_accuracy:.1%}")
         pieces.append(piece)

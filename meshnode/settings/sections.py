@@ -290,8 +290,17 @@ class TrainSection(_Section):
     learned."""
     gamma: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the replay term, that keeps an updated expert at what it answered before."""
+    min_gain: float = Field(default=0.005, ge=-1, le=1)
+    """What a short trial of an expert on a task's images must bring for the expert to learn the task, as a share of
+    accuracy on images that were held out. Less, and it is reused as it is: it neither trains nor travels. -1 tries
+    nothing and always learns."""
+    replay: Literal["balanced", "herding", "reservoir"] = "reservoir"
+    """Which images of the past are kept to learn from again: a uniform sample of all, classes in equal number, or of
+    each class those whose mean is closest to its own."""
     replay_samples: int = Field(default=200, ge=1, le=1_000_000)
-    """Images kept of the past; they never leave this machine."""
+    """How many at most; they never leave this machine."""
+    replay_mib: int = Field(default=16, ge=1, le=1_000_000)
+    """How many MiB of pixels at most. At least one image must have room."""
     own_teacher: bool = True
     """Train a teacher on each task's own data. Without it the named ``teachers`` teach alone."""
     teachers: Teachers = ()

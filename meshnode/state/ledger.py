@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 from meshnode.errors import StateTooNew, StateUnreadable
 from meshnode.state.rows import (
     ContributionRow,
+    DecisionRow,
     ExpertRow,
     Forgotten,
     Generation,
@@ -28,11 +29,14 @@ from meshnode.state.rows import (
     all_tasks,
 )
 from protocol.errors import UnknownExpert
-from protocol.identifiers import ExpertUid, PeerId
+from protocol.identifiers import Digest, ExpertUid, PeerId
 
 __all__ = ["Ledger", "SCHEMA_VERSION"]
 
-SCHEMA_VERSION: Final = 6
+SCHEMA_VERSION: Final = 7
+
+MAX_DECISIONS: Final = 500
+"""Kept at most, the newest: each is about a kilobyte."""
 
 _FORGETTING: Final = (
     """CREATE TABLE withdrawals (
@@ -46,6 +50,18 @@ _FORGETTING: Final = (
         kind TEXT NOT NULL,         -- task or peer
         name TEXT NOT NULL,
         PRIMARY KEY (kind, name)
+    ) STRICT""",
+)
+
+_DECISIONS: Final = (
+    """CREATE TABLE decisions (
+        task TEXT NOT NULL,
+        digest TEXT NOT NULL,       -- of its file
+        at REAL NOT NULL,           -- Unix seconds
+        decision TEXT,              -- JSON object; NULL if none was made
+        outcome TEXT,               -- NULL while it is under way
+        facts TEXT NOT NULL,        -- JSON object
+        PRIMARY KEY (task, digest)
     ) STRICT""",
 )
 
@@ -92,6 +108,7 @@ _SCHEMA: Final = (
         learned_at REAL             -- Unix seconds
     ) STRICT""",
     *_FORGETTING,
+    *_DECISIONS,
 )
 
 _UPGRADES: Final = (
@@ -112,6 +129,7 @@ _UPGRADES: Final = (
         "ALTER TABLE experts ADD COLUMN placed INTEGER NOT NULL DEFAULT 0",
         "CREATE TABLE dropped (uid TEXT PRIMARY KEY, at REAL NOT NULL) STRICT",
     ),
+    _DECISIONS,
 )
 """From each version to the next, the first one's first; a column that is added stands where a new ledger has it."""
 
@@ -393,8 +411,9 @@ class Ledger:
         return tuple(row["name"] for row in self._rows("SELECT name FROM forgotten WHERE kind = ? ORDER BY name", kind))
 
     def drop_task(self, name: str) -> None:
-        """Forget how far a task has come."""
+        """Forget how far a task has come, and what was decided on it."""
         with self._transaction() as db:
+            db.execute("DELETE FROM decisions WHERE task = ?", (name,))
             db.execute("DELETE FROM tasks WHERE name = ?", (name,))
 
     def put_task(self, row: TaskRow) -> None:
@@ -406,6 +425,33 @@ class Ledger:
     def tasks(self) -> tuple[TaskRow, ...]:
         """All tasks, sorted by name."""
         return tuple(TaskRow(**row) for row in self._rows("SELECT * FROM tasks ORDER BY name"))
+
+    def put_decision(self, row: DecisionRow) -> None:
+        """Write what was decided on a task's content, over what was written of it before; the oldest ones go."""
+        with self._transaction() as db:
+            decision = None if row.decision is None else _to_json(row.decision)
+            values = (row.task, row.digest, row.at, decision, row.outcome, _to_json(row.facts))
+            db.execute("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?)", values)
+            db.execute(
+                """DELETE FROM decisions WHERE rowid NOT IN
+                (SELECT rowid FROM decisions ORDER BY at DESC, rowid DESC LIMIT ?)""",
+                (MAX_DECISIONS,),
+            )
+
+    def decisions(self) -> tuple[DecisionRow, ...]:
+        """All that are kept, the oldest first."""
+        return tuple(map(_decision, self._rows("SELECT * FROM decisions ORDER BY at, rowid")))
+
+    def decision_on(self, task: str, digest: Digest) -> DecisionRow | None:
+        """What is kept of one content of a task."""
+        rows = self._rows("SELECT * FROM decisions WHERE task = ? AND digest = ?", task, digest)
+        return _decision(rows[0]) if rows else None
+
+    def last_decision(self) -> DecisionRow | None:
+        """The newest row with a decision."""
+        query = "SELECT * FROM decisions WHERE decision IS NOT NULL ORDER BY at DESC, rowid DESC LIMIT 1"
+        rows = self._rows(query)
+        return _decision(rows[0]) if rows else None
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.row_factory = sqlite3.Row
@@ -457,6 +503,17 @@ class Ledger:
                 raise  # a bug of ours: the file is as good as before
             except sqlite3.DatabaseError as exc:
                 raise StateUnreadable(self._path, str(exc)) from exc
+
+
+def _decision(row: dict[str, Any]) -> DecisionRow:
+    return DecisionRow(
+        task=row["task"],
+        digest=row["digest"],
+        at=row["at"],
+        decision=None if row["decision"] is None else json.loads(row["decision"]),
+        outcome=row["outcome"],
+        facts=json.loads(row["facts"]),
+    )
 
 
 def _expert_values(expert: ExpertRow) -> tuple[str | bool | None, ...]:

@@ -8,6 +8,7 @@ from protocol.identifiers import Digest, ExpertUid, PeerId
 
 __all__ = [
     "ContributionRow",
+    "DecisionRow",
     "ExpertRow",
     "Forgotten",
     "Generation",
@@ -70,7 +71,7 @@ class Generation:
     """Of the blob with the weights."""
     cause: str
     """What made it: "initial", "adopted", "imported", "trained", "averaged", "pulled", "migrated",
-    "followed", "placed", "redistilled"."""
+    "followed", "placed", "redistilled", "begun"."""
     parent: Digest | None
     """Weights it was made from; None for the first."""
     created_at: float
@@ -138,6 +139,23 @@ class TaskRow:
     """How far it has come, in the trainer's words."""
     learned_at: float | None
     """Unix seconds; None before it is learned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecisionRow:
+    """What was decided on one content of a task, and what came of it."""
+
+    task: str
+    digest: Digest
+    """Of its file."""
+    at: float
+    """When it was decided, in Unix seconds."""
+    decision: Mapping[str, object] | None
+    """A JSON object, `meshnode.trainer.deciding.Decided`; None if the task failed before anything was decided."""
+    outcome: str | None
+    """In the trainer's words; None while it is under way."""
+    facts: Mapping[str, object]
+    """A JSON object: what the task was, and what learning it took."""
 
 
 def all_tasks(*known: Collection[str] | None) -> tuple[str, ...] | None:

@@ -1,9 +1,9 @@
 """What the worker does where a task is to be forgotten: it deletes what it keeps of it, and distils without it.
 
 What it keeps are images in the replay memory, the teacher that was trained on the task, teachers' answers, interrupted
-runs, and of which images the published statistics were made. An expert that has learned from the task is distilled
-anew: from a generation that had not, or from its first weights, on the tasks that are left, in their order, each as it
-was learned the first time.
+runs, of which images the published statistics were made, and the task's file if it was found in a stream. An expert
+that has learned from the task is distilled anew: from a generation that had not, or from its first weights, on the
+tasks that are left, in their order, each as it was learned the first time.
 
 Legend: N images, D feature.
 """
@@ -15,7 +15,7 @@ from torch import nn
 
 from experts.architectures.registry import architecture_from_config
 from experts.checkpoint import load_weights, weights_to_bytes
-from experts.data.dataset import ImageDataset
+from experts.data.partly import PartlyLabelled
 from experts.distillation import DistillationRun, ProgressMeter
 from experts.generators import torch_generator
 from experts.teachers.cnn import TeacherProgress
@@ -35,23 +35,31 @@ from meshnode.trainer.messages import (
     TaskFile,
 )
 from meshnode.trainer.publishing import Publisher
+from meshnode.trainer.task_folder import TaskFolder
 from meshnode.trainer.teaching import Faculty
 
 __all__ = ["Redistiller", "forget"]
 
 
 def forget(
-    order: Forget, memory: ReplayMemory, faculty: Faculty, runs: InterruptedRuns, publisher: Publisher
+    order: Forget,
+    memory: ReplayMemory,
+    faculty: Faculty,
+    runs: InterruptedRuns,
+    publisher: Publisher,
+    tasks: TaskFolder,
 ) -> Forgotten:
     """Delete what is kept of a task, or say what that would be. Deleting again what is gone does nothing."""
     of_runs = runs.of(order.experts, order.digests)
     has_teacher, num_logits = faculty.has_own(order.task), faculty.num_kept
+    found_file = tasks.has_found(order.task)
     leaving = memory.leaving(order.task, order.digests, order.classes)
     if not order.dry_run:
         memory.forget(order.task, order.digests, order.classes)
         faculty.forget(order.task)
         runs.drop(of_runs)
         publisher.forget(order.task)
+        tasks.drop_found(order.task)
     return Forgotten(
         images=len(leaving.rows),
         unsure_images=leaving.unsure,
@@ -60,6 +68,7 @@ def forget(
         runs=len(of_runs),
         replay_samples=len(memory),
         waiting=publisher.waiting,
+        found_file=found_file,
     )
 
 
@@ -80,7 +89,7 @@ class Redistiller:
         trunk: Trunk,
         memory: ReplayMemory,
         faculty: Faculty,
-        load: Callable[[TaskFile], ImageDataset | None],
+        load: Callable[[TaskFile], PartlyLabelled | None],
         config: LearnerConfig,
         send: Callable[[FromTrainer], None],
     ) -> None:
@@ -112,7 +121,7 @@ class Redistiller:
         return Redistilled(weights=weights_to_bytes(module), tasks=tuple(sorted(learned)))
 
     def _distil(
-        self, job: ExpertJob, module: nn.Module, file: TaskFile, task: ImageDataset, learned: Collection[str]
+        self, job: ExpertJob, module: nn.Module, file: TaskFile, task: PartlyLabelled, learned: Collection[str]
     ) -> None:
         """Learn one task; of the others only those are replayed that were learned before."""
         lesson = Lesson(

@@ -19,8 +19,10 @@ from torch import nn
 from experts.architectures.registry import architecture_from_config
 from experts.averaging import add_delta
 from experts.checkpoint import flat_parameters, load_weights
-from experts.data.dataset import ImageDataset, class_columns
+from experts.data.dataset import class_columns
+from experts.data.partly import PartlyLabelled
 from experts.distillation import DistillationConfig, DistillationData, DistillationRun, ProgressMeter
+from experts.distillation.loss import UNLABELLED
 from experts.generators import torch_generator
 from experts.teachers.cnn import TeacherProgress
 from experts.trunk.base import Trunk, features_of
@@ -55,19 +57,25 @@ class Lesson:
 
     name: str
     digest: str
-    task: ImageDataset
+    task: PartlyLabelled
     features_ND: torch.Tensor
     taught: Taught
 
     def of(self, job: ExpertJob, device: torch.device) -> DistillationData:
-        """The samples of the expert's classes, with labels and the teachers' word on them."""
-        rows = [row for row, label in enumerate(self.task.labels) if label in job.classes]
-        labels = [self.task.labels[row] for row in rows]
+        """The samples of the expert's classes, with labels and the teachers' word on them.
+
+        An image without a label is the expert's if the first teacher takes it for one of its classes; it is learned
+        from by the KL term alone.
+        """
+        named = [
+            guess if label is None else label
+            for label, guess in zip(self.task.labels, self.taught.guesses, strict=True)
+        ]
+        rows = [row for row, name in enumerate(named) if name in job.classes]
+        columns = class_columns([named[row] for row in rows], job.classes)
+        columns[[self.task.labels[row] is None for row in rows]] = UNLABELLED
         return DistillationData.from_teachers(
-            self.features_ND[rows],
-            class_columns(labels, job.classes).to(device),
-            self.taught.of(rows, device),
-            job.classes,
+            self.features_ND[rows], columns.to(device), self.taught.of(rows, device), job.classes
         )
 
 
@@ -103,24 +111,28 @@ class Learner:
         self._config = config
         self._send = send
 
-    def learn(self, learn: Learn, task: ImageDataset, digest: str, deltas: Deltas) -> None:
-        """Learn a task and say so, step by step.
+    def learn(self, learn: Learn, task: PartlyLabelled, digest: str, deltas: Deltas) -> None:
+        """Learn a task and say so, step by step. Images without a label are in neither statistics nor memory.
 
         Raises:
             ExpertsError: The task cannot be learned as it is.
         """
         began = time.monotonic()
         features_ND = features_of(self._trunk, task.images)
-        data = self._publisher.publish(learn.task, task, digest, features_ND)
+        labelled = task.labelled
+        data = self._publisher.publish(learn.task, labelled, digest, features_ND[task.labelled_rows])
         self._send(Statistics(data=data, waiting=self._publisher.waiting, increments=self._publisher.increments))
-        taught = self._faculty.teach(learn.task, task, digest, self._report_teacher())
-        lesson = Lesson(name=learn.task, digest=digest, task=task, features_ND=features_ND, taught=taught)
-        for job in learn.experts:
-            self._distil(job, lesson, deltas)
-        self._memory.add(task, digest, learn.task)
+        own_accuracy = None
+        if learn.experts:
+            taught = self._faculty.teach(learn.task, task, digest, self._report_teacher())
+            own_accuracy = taught.own_accuracy
+            lesson = Lesson(name=learn.task, digest=digest, task=task, features_ND=features_ND, taught=taught)
+            for job in learn.experts:
+                self._distil(job, lesson, deltas)
+        self._memory.add(labelled, digest, learn.task)
         self._send(
             Learned(
-                teacher_accuracy=taught.own_accuracy,
+                teacher_accuracy=own_accuracy,
                 seconds=time.monotonic() - began,
                 replay_samples=len(self._memory),
             )

@@ -1,4 +1,4 @@
-"""The replay memory on disk: a reservoir of past images, and of which task files each of them is.
+"""The replay memory on disk: some of the past images, and of which task files each of them is.
 
 All of it is one file, so that a task that is learned again after a kill is not remembered twice. Which tasks an image
 is of is known by its digest: an image that two files have in common is of both. Files of this program's earlier
@@ -6,13 +6,15 @@ versions do not say it. Of such a memory the one task's images are told apart if
 otherwise they stay of unknown origin until they leave.
 """
 
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from experts.continual.replay import ReservoirBuffer
+from experts.continual.herding import Features
+from experts.continual.replay_kinds import ReplayConfig, make_replay, replay_from_bytes, replay_under
 from experts.data.dataset import ImageDataset
 from experts.data.held_out import image_digest
 from experts.errors import CorruptState
@@ -30,6 +32,8 @@ class _Taken(msgspec.Struct, frozen=True):
     """Its task's; None in what an earlier version wrote."""
     images: int
     """How many it had; 0 where that is unknown."""
+    classes: dict[str, int] = {}
+    """How many of each class; empty in what an earlier version wrote."""
 
 
 class _Saved(msgspec.Struct):
@@ -50,13 +54,20 @@ class Leaving(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplayMemory:
-    """At most `capacity` labelled images of all that was learned here. They never leave this process and its file."""
+    """Some labelled images of all that was learned here. They never leave this process and its file."""
 
-    def __init__(self, path: Path, *, capacity: int, seed: int) -> None:
+    def __init__(self, path: Path, config: ReplayConfig, features: Features, *, seed: int) -> None:
         """Read the file, or begin an empty memory.
+
+        Args:
+            path: The file.
+            config: Which images stay. A memory under other settings is made into one under these.
+            features: Of the mesh's trunk.
+            seed: What the drawing follows from.
 
         Raises:
             CorruptState: The file is damaged.
+            SettingOutOfRange: Not even one image of those that are kept is within the bounds.
         """
         self._path = path
         self._tasks: list[_Taken] = []
@@ -66,13 +77,14 @@ class ReplayMemory:
                 saved = msgspec.msgpack.decode(path.read_bytes(), type=_Saved)
             except msgspec.DecodeError as exc:
                 raise CorruptState("replay memory", reason=str(exc)) from exc
-            self._buffer = ReservoirBuffer.from_bytes(saved.buffer)
+            buffer = replay_from_bytes(saved.buffer, features)
+            self._buffer = replay_under(config, buffer, torch_generator(seed, "replay"), features)
             self._tasks = [_Taken(task, None, 0) if isinstance(task, str) else task for task in saved.tasks]
             self._origins = saved.origins
             if len(self._tasks) == 1:
                 self._origins = {image_digest(image): [self._tasks[0].digest] for image in self._buffer.images}
         else:
-            self._buffer = ReservoirBuffer(capacity, torch_generator(seed, "replay"))
+            self._buffer = make_replay(config, torch_generator(seed, "replay"), features)
 
     def __len__(self) -> int:
         return len(self._buffer)
@@ -88,7 +100,7 @@ class ReplayMemory:
         if any(taken.digest == digest for taken in self._tasks):
             return
         self._buffer.add(task.images, task.labels)
-        self._tasks.append(_Taken(digest, name, len(task)))
+        self._tasks.append(_Taken(digest, name, len(task), dict(task.class_counts)))
         shown = set(map(image_digest, task.images))
         kept = list(map(image_digest, self._buffer.images))
         known = {image: self._origins[image] for image in kept if image in self._origins}
@@ -128,8 +140,12 @@ class ReplayMemory:
         """Have it go; what is left is on disk when this returns. Arguments as for `leaving`."""
         leaving, gone = self.leaving(name, digests, classes), self._files_of(name, digests)
         if leaving.rows or gone:
-            num_shown = sum(taken.images for taken in self._tasks if taken.digest in gone)
-            self._buffer.drop(leaving.rows, num_shown)
+            shown: Counter[str] = Counter()
+            for taken in self._tasks:
+                if taken.digest in gone:
+                    # Of what an earlier version took in the number is known alone, which is all that its memory asks.
+                    shown.update(taken.classes or {"": taken.images})
+            self._buffer.drop(leaving.rows, shown)
             self._tasks = [taken for taken in self._tasks if taken.digest not in gone]
             kept = set(map(image_digest, self._buffer.images))
             self._origins = {image: tasks for image, tasks in self._origins.items() if image in kept}

@@ -9,10 +9,18 @@ from typing import Any, BinaryIO, Literal
 
 import msgspec
 
+from experts.continual.decision import StartEvidence
+from meshnode.trainer.assess_messages import Assess, Assessed
+from meshnode.trainer.stream_messages import ReadStreams, StreamsRead, StreamState
+from meshnode.trainer.task_file import TaskFile
 from protocol.lineage import Accuracy, LayerTransfer
 
 __all__ = [
     "AddDelta",
+    "Assess",
+    "Assessed",
+    "Begin",
+    "Begun",
     "Checkpoint",
     "Compare",
     "Compared",
@@ -31,12 +39,17 @@ __all__ = [
     "MigrationFailed",
     "PrivacyTerms",
     "Progress",
+    "ReadStreams",
     "Redistil",
     "Redistilled",
     "Scan",
+    "Seek",
     "Settings",
     "Setup",
+    "Sought",
     "Statistics",
+    "StreamState",
+    "StreamsRead",
     "TaskFile",
     "Tasks",
     "TeacherChoice",
@@ -77,7 +90,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     alpha: float
     temperature: float
     gamma: float
+    replay: Literal["balanced", "herding", "reservoir"]
     replay_samples: int
+    replay_mib: int
     round_steps: int
     checkpoint_s: float
     logit_cache_mib: int
@@ -131,7 +146,7 @@ class ExpertJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Learn(_Message, frozen=True):
-    """Learn one task: statistics, a teacher, then each expert."""
+    """Learn one task: statistics, a teacher, then each expert. Without experts, statistics and replay memory alone."""
 
     run: int
     task: str
@@ -144,13 +159,6 @@ class AddDelta(_Message, frozen=True):
     run: int
     uid: str
     delta: bytes
-
-
-class TaskFile(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    digest: str
-    classes: dict[str, int]
-    """Samples per class name."""
 
 
 class Measure(_Message, frozen=True):
@@ -224,7 +232,49 @@ class Redistil(_Message, frozen=True):
     tasks: tuple[TaskFile, ...]
 
 
-ToTrainer = Setup | Scan | Learn | AddDelta | Measure | Migrate | Compare | Forget | Redistil
+class Seek(_Message, frozen=True):
+    """Say which expert a task's images of some classes are most like."""
+
+    task: TaskFile
+    classes: tuple[str, ...]
+    """Of the expert that is to be spawned."""
+    statistics: bytes
+    """The router's, of all that the mesh knows."""
+    experts: dict[str, tuple[str, ...]]
+    """Classes by uid."""
+
+
+class Begin(_Message, frozen=True):
+    """Try both beginnings of an expert on a task's images, without a lesson being taken."""
+
+    task: TaskFile
+    uid: str
+    """Of the expert that begins at random, from which those weights follow."""
+    classes: tuple[str, ...]
+    architecture: dict[str, Any]
+    nearest: str
+    """Uid of the expert that it may begin as."""
+    nearest_classes: tuple[str, ...]
+    nearest_weights: ExpertWeights
+    margin: float
+    """By how much that has to be better."""
+
+
+ToTrainer = (
+    Setup
+    | Scan
+    | ReadStreams
+    | Assess
+    | Seek
+    | Begin
+    | Learn
+    | AddDelta
+    | Measure
+    | Migrate
+    | Compare
+    | Forget
+    | Redistil
+)
 
 
 class TrainerReady(_Message, frozen=True):
@@ -238,11 +288,13 @@ class TrainerReady(_Message, frozen=True):
 
 
 class Tasks(_Message, frozen=True):
-    """Readable task files in name order, the unreadable ones and the unusable teachers, each with the reason."""
+    """Readable task files in name order, how far streams are, and what cannot be used of files, streams and teachers,
+    each with the reason."""
 
     tasks: tuple[TaskFile, ...]
     unreadable: dict[str, str]
     unusable_teachers: dict[str, str]
+    streams: tuple[StreamState, ...] = ()
 
 
 class Statistics(_Message, frozen=True):
@@ -348,6 +400,8 @@ class Forgotten(_Message, frozen=True):
     """Images left in the memory."""
     waiting: dict[str, dict[str, int]]
     """As in `TrainerReady`, after it."""
+    found_file: bool
+    """Whether the trainer had its file, as of a task that was found in a stream."""
 
 
 class Redistilled(_Message, frozen=True):
@@ -358,9 +412,32 @@ class Redistilled(_Message, frozen=True):
     """Their names."""
 
 
+class Sought(_Message, frozen=True):
+    """The expert that the images are most like."""
+
+    nearest: str | None
+    """Its uid; None if nothing can be said, or a trial would have too little to judge by."""
+    reason: str = ""
+    """Why there is none."""
+
+
+class Begun(_Message, frozen=True):
+    """The better one of two beginnings."""
+
+    weights: bytes
+    """Before any step."""
+    initial: str
+    """Digest of the random ones."""
+    evidence: StartEvidence
+    layers: tuple[LayerTransfer, ...]
+    """What was carried over; empty if nothing was."""
+
+
 FromTrainer = (
     TrainerReady
     | Tasks
+    | StreamsRead
+    | Assessed
     | Statistics
     | Progress
     | Checkpoint
@@ -372,6 +449,8 @@ FromTrainer = (
     | Compared
     | Forgotten
     | Redistilled
+    | Sought
+    | Begun
 )
 
 _to_trainer: msgspec.msgpack.Decoder[ToTrainer] = msgspec.msgpack.Decoder(ToTrainer)

@@ -40,7 +40,7 @@ from meshnode.trainer.messages import (
 )
 from protocol.lineage import Accuracy, LayerTransfer
 
-__all__ = ["LEAST_HELD_OUT", "Migrator"]
+__all__ = ["LEAST_HELD_OUT", "Migrator", "told_layer"]
 
 LEAST_HELD_OUT = 10
 """Fewer held-out images say nothing: of so many, one is ten points."""
@@ -133,7 +133,7 @@ class Migrator:
         self._say("judge")
         return Migrated(
             weights=weights_to_bytes(new),
-            layers=tuple(_told(layer) for layer in carried.report.layers),
+            layers=tuple(told_layer(layer) for layer in carried.report.layers),
             accuracy=_accuracy(material.held_out, old, new),
             tasks=self._tasks_of(order),
         )
@@ -245,7 +245,7 @@ def _accuracy(held_out: _Labelled, old: nn.Module, new: nn.Module) -> Accuracy:
     return Accuracy(old=held_out.accuracy(old), new=held_out.accuracy(new), samples=len(held_out.labels_N))
 
 
-def _told(layer: LayerReport) -> LayerTransfer:
+def told_layer(layer: LayerReport) -> LayerTransfer:
     """The report of a layer as a lineage tells it."""
     return LayerTransfer(
         name=layer.layer,

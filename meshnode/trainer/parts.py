@@ -26,7 +26,8 @@ class TrainerState:
     """What the trainer is doing, for people."""
 
     state: str = "starting"
-    """starting, idle, learning, waiting (for a peer's weights), migrating, comparing, forgetting or restarting."""
+    """starting, idle, learning, waiting (for a peer's weights), migrating, comparing, settling, forgetting or
+    restarting."""
     reason: str | None = None
     """Why it is idle, waiting or restarting; None while it works."""
     task: str | None = None
@@ -47,6 +48,8 @@ class TrainerState:
     """Teachers named by the settings that cannot be loaded, each with the reason."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """Task files that could not be learned as they are, by name, each with the reason if it was in this run."""
+    unlabelled: tuple[str, ...] = ()
+    """Task files that wait for labels, or until more is known."""
     restarts: int = 0
     pid: int | None = None
 

@@ -115,6 +115,16 @@ class Publisher:
         self._save()
         return data
 
+    def times_counted(self, label: str, image: bytes) -> int:
+        """In how many tasks' published statistics an image is, as it is: without noise.
+
+        Args:
+            label: Its class.
+            image: Its digest.
+        """
+        exact = (told for told in self._saved.tasks.values() if told.noised is None)
+        return sum(image in told.images.get(label, ()) for told in exact)
+
     def forget(self, name: str) -> None:
         """Forget what was told of a task; what it cost stays counted."""
         if self._saved.tasks.pop(name, None) is not None:

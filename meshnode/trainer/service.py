@@ -1,26 +1,27 @@
-"""The daemon's side of learning: which task is next, which expert learns it, and what becomes of the results.
+"""The daemon's side of learning: which task is next, what is decided on it, and what becomes of the results.
 
-A task file is learned once; the same name with other content is another version of it. A worker that dies is started
-again and goes on with the interrupted task from the last checkpoint; the node goes on serving meanwhile.
+A task file is learned once; the same name with other content is another version of it. One without labels cannot be
+learned: it is assessed, and if it is not known by then it waits until more is. A worker that dies is started again and
+goes on with the interrupted task from the last checkpoint; the node goes on serving meanwhile.
 """
 
 import asyncio
+import dataclasses
 import time
-from collections import deque
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
-from experts.continual.assessment import assign_classes
 from experts.errors import ExpertsError
 from experts.router.specialization import Specialization
 from meshnode.errors import Refused
 from meshnode.logs import get_logger, log_settings
 from meshnode.settings.sections import PrivacySection, TrainSection
 from meshnode.state.rows import Reached, TaskRow
+from meshnode.trainer.deciding import Decided, Decider
+from meshnode.trainer.history import FAILED, History
 from meshnode.trainer.lending import Lending
 from meshnode.trainer.messages import (
     AddDelta,
@@ -29,8 +30,6 @@ from meshnode.trainer.messages import (
     Learn,
     Learned,
     LearningFailed,
-    Measure,
-    Measured,
     Progress,
     Scan,
     Setup,
@@ -41,12 +40,19 @@ from meshnode.trainer.messages import (
 )
 from meshnode.trainer.parts import TrainerParts, TrainerState, privacy_terms, worker_settings
 from meshnode.trainer.process import TrainerDied, TrainerProcess
+from meshnode.trainer.spawning import Spawning
+from meshnode.trainer.specializing import Specializing
+from meshnode.trainer.stream_messages import StreamState
+from meshnode.trainer.streaming import Streaming
 from protocol.errors import CallFailed, RefusedInput
 from protocol.identifiers import Digest, ExpertUid
 
 __all__ = ["LEARNED", "Trainer"]
 
-LEARNED, FAILED = "learned", "failed"
+LEARNED = "learned"
+ASSESSED, WAITS = "assessed", "waits"
+"""Of a task without labels: it is known, so that it has nothing to teach; or it has to be looked at again."""
+
 RESTART_S = 1.0
 """Pause before a dead worker is started again; doubled each time, up to a minute."""
 
@@ -96,21 +102,21 @@ class Trainer:
         self._run = 0
         self._training: frozenset[ExpertUid] = frozenset()
         self._look_again = asyncio.Event()
+        self._spawning = Spawning(parts)
         self._lending = Lending(wanted=self.look_again, lent=self._note_loan)
-        self._failures: dict[str, str] = {}
-        """Why tasks failed in this run of the daemon, by name."""
+        self._decider = Decider(parts, settings.min_gain)
+        self._history = History(parts.state.ledger)
+        self._streaming = Streaming(parts, self._decider)
+        self._looked_with: object = None
+        """The router when files were last looked for."""
+        self._waiting_on: dict[tuple[str, str], object] = {}
+        """By name and digest of each task that waits, the router with which it was last looked at."""
         self._learned: tuple[TaskFile, ...] = ()
         """Learned tasks whose files are still there."""
         self._found: tuple[TaskFile, ...] = ()
         """Task files that were there when they were last looked for."""
-        self._measured_on: object = None
-        """Router, experts and tasks of the last measurement."""
-        self.specialization: Specialization | None = None
-        """Who works for which class, on the tasks learned here with the router and the experts of the moment; None
-        until that was measured."""
+        self._specializing = Specializing(parts)
         self.status = TrainerState()
-        self.history: deque[dict[str, object]] = deque(maxlen=100)
-        """One entry a learned or failed task, newest last."""
 
     def look_again(self) -> None:
         """Look for new task files now."""
@@ -129,6 +135,27 @@ class Trainer:
     def task_files(self) -> tuple[TaskFile, ...]:
         """All readable task files that were there when they were last looked for, learned or not."""
         return self._found
+
+    @property
+    def specialization(self) -> Specialization | None:
+        """Who works for which class, on the tasks learned here with the router and the experts of the moment; None
+        until that was measured."""
+        return self._specializing.found
+
+    @property
+    def history(self) -> tuple[dict[str, object], ...]:
+        """One entry a content of a task that is done with, the newest last; also of before this start."""
+        return self._history.entries()
+
+    @property
+    def last_decision(self) -> dict[str, object] | None:
+        """The newest one, as an entry of `history`; its outcome is None while it is under way."""
+        return self._history.last()
+
+    @property
+    def streams(self) -> tuple[StreamState, ...]:
+        """How far each stream was when it was last looked at."""
+        return self._streaming.states
 
     async def run(self) -> None:
         """Learn for ever; restart the worker when it dies."""
@@ -187,13 +214,20 @@ class Trainer:
             if task is not None and self.status.unusable_teachers:
                 self._wait_for_teachers(task)
                 await self._idle(process, at_most_s=TEACHERS_RETRY_S)
+            elif task is None and await self._streaming.read_on(process, self._learned):
+                continue
             elif task is None:
                 self.status.state, self.status.task, self.status.stage = "idle", None, None
-                await self._measure(process)
-                while not await self._idle(process, at_most_s=MEASURE_EVERY_S):
-                    await self._measure(process)
+                await self._specializing.measure(process, self._learned)
+                while not (await self._idle(process, at_most_s=MEASURE_EVERY_S) or self._can_judge_again()):
+                    await self._specializing.measure(process, self._learned)
             else:
                 await self._learn(process, task)
+
+    def _can_judge_again(self) -> bool:
+        """Whether something waits until more is known, and more is: peers may have contributed."""
+        something_waits = self.status.unlabelled or any(stream.waiting for stream in self.streams)
+        return bool(something_waits) and self._parts.contributions.view is not self._looked_with
 
     def _note_loan(self, purpose: str) -> None:
         self.status.state, self.status.task, self.status.stage, self.status.reason = purpose, None, None, None
@@ -225,37 +259,6 @@ class Trainer:
             raise death.result()
         return self._look_again.is_set()
 
-    async def _measure(self, process: TrainerProcess) -> None:
-        """Have it measured who works for which class, unless nothing that it depends on has changed."""
-        view = self._parts.contributions.view
-        experts = {str(uid): listing.classes for uid, listing in self._parts.directory.current().items()}
-        basis = (view, experts, self._learned)
-        if view is None or not experts or not self._learned or basis == self._measured_on:
-            return
-        spec = self._parts.mesh.spec.router
-        await process.send(
-            Measure(
-                router_classes=view.router.classes,
-                router_weights=view.router.weights.contiguous().numpy().tobytes(),
-                kappa=view.router.kappa,
-                tau=spec.tau,
-                top_k=spec.top_k,
-                experts=experts,
-                tasks=self._learned,
-            )
-        )
-        measured = await process.receive()
-        assert isinstance(measured, Measured)
-        self._measured_on = basis
-        self.specialization = Specialization(
-            classes=measured.classes,
-            uids=measured.experts,
-            mass_CE=torch.tensor(measured.mass, dtype=torch.float64).reshape(
-                len(measured.classes), len(measured.experts)
-            ),
-            num_samples_C=torch.tensor(measured.num_samples, dtype=torch.int64),
-        )
-
     async def _next_task(self, process: TrainerProcess) -> TaskFile | None:
         await process.send(Scan())
         found = await process.receive()
@@ -265,16 +268,29 @@ class Trainer:
                 log.warning("a task file cannot be read and is left out", task=name, reason=reason)
         rows = self._parts.state.ledger.tasks()
         ended = {(row.name, row.digest): row.state for row in rows}
-        failures = {task.name for task in found.tasks if ended.get((task.name, Digest(task.digest))) == FAILED}
-        self._learned = tuple(task for task in found.tasks if ended.get((task.name, Digest(task.digest))) == LEARNED)
+        states = {task.name: ended.get((task.name, Digest(task.digest))) for task in found.tasks}
+        self._learned = tuple(task for task in found.tasks if states[task.name] == LEARNED)
         self._found = found.tasks
+        self._streaming.states = found.streams
         self.status.unreadable = found.unreadable
         self.status.unusable_teachers = found.unusable_teachers
-        self.status.failed = {name: self._failures.get(name, "it failed before this start") for name in failures}
+        reasons = self._history.failures()
+        self.status.failed = {
+            task.name: reasons.get((task.name, task.digest), "it failed before its reason was kept")
+            for task in found.tasks
+            if states[task.name] == FAILED
+        }
         forgotten = self._parts.state.ledger.forgotten("task")
-        self.status.reason = self._why_idle(len(found.tasks), any(task.name in forgotten for task in found.tasks))
-        fresh = (task for task in found.tasks if (task.name, task.digest) not in ended)
-        return next((task for task in fresh if task.name not in forgotten), None)
+        wanted = [task for task in found.tasks if task.name not in forgotten]
+        fresh = [task for task in wanted if states[task.name] is None]
+        view = self._looked_with = self._parts.contributions.view
+        waiting = [task for task in fresh if (task.name, task.digest) in self._waiting_on]
+        self.status.unlabelled = tuple(task.name for task in waiting)
+        self.status.reason = self._why_idle(len(found.tasks), len(wanted) < len(found.tasks))
+        to_look_at = (
+            task for task in fresh if task not in waiting or self._waiting_on[task.name, task.digest] is not view
+        )
+        return next(to_look_at, None)
 
     def _why_idle(self, num_readable: int, some_forgotten: bool) -> str:
         folder = self._settings.data
@@ -283,6 +299,8 @@ class Trainer:
         if not folder.is_dir():
             return f"there is no folder {folder}"
         if num_readable:
+            if self.status.unlabelled:
+                return "what is left to learn has no labels"
             if self.status.failed or some_forgotten:
                 return "no task file is left to learn" + (", others are forgotten" if some_forgotten else "")
             return "every task file has been learned"
@@ -293,7 +311,10 @@ class Trainer:
         self.status.state, self.status.task, self.status.stage = "learning", task.name, "preparing"
         self.status.reason = None
         try:
-            uids = await self._experts_for(task)
+            decided = await self._decide(process, task)
+            if decided is None:
+                return
+            uids = await self._experts_for(task, decided)
             self._training = frozenset(uids)
             jobs = [await self._job(uid) for uid in uids]
         except (CallFailed, Refused) as failure:
@@ -312,6 +333,14 @@ class Trainer:
             self._finish(task, FAILED, {"reason": str(failure)})
             return
         await process.send(Learn(run=self._run, task=task.name, experts=tuple(jobs)))
+        outcome, facts = await self._hear_out(process, task)
+        if outcome == LEARNED:
+            facts |= {"experts": list(uids), "action": decided.decision.action}
+        self._finish(task, outcome, facts)
+        self._end_run()
+
+    async def _hear_out(self, process: TrainerProcess, task: TaskFile) -> tuple[str, dict[str, object]]:
+        """Take all that the worker says while it learns a task; how that came out, with facts."""
         began = time.monotonic()
         while True:
             message = await process.receive()
@@ -333,18 +362,14 @@ class Trainer:
                     )
                 case Learned():
                     self.status.replay_samples = message.replay_samples
-                    seconds = round(time.monotonic() - began, 3)
-                    facts: dict[str, object] = {"seconds": seconds, "experts": list(uids)}
+                    facts: dict[str, object] = {"seconds": round(time.monotonic() - began, 3)}
                     if message.teacher_accuracy is not None:
                         facts["teacher_accuracy"] = round(message.teacher_accuracy, 4)
-                    self._finish(task, LEARNED, facts)
-                    break
+                    return LEARNED, facts
                 case LearningFailed():
-                    self._finish(task, FAILED, {"reason": message.reason})
-                    break
+                    return FAILED, {"reason": message.reason}
                 case _:
                     raise AssertionError(f"unexpected {type(message).__name__}")
-        self._end_run()
 
     async def _contribute(self, task: str, made: Statistics) -> None:
         self.status.waiting, self.status.increments = made.waiting, made.increments
@@ -358,34 +383,53 @@ class Trainer:
         instruments.train_steps.inc(number)
         instruments.train_samples.inc(number * self._settings.batch_size)
 
-    async def _experts_for(self, task: TaskFile) -> list[ExpertUid]:
-        """The experts that learn this task, each hosted here by now: known ones updated, one spawned for the rest."""
-        hosted = self._parts.host.experts
-        known: dict[str, tuple[str, ...]] = {
-            # A node that has not followed a successor goes on with what it has, listed or not: pulled, the successor
-            # would take its place unjudged.
-            uid: listing.classes
-            for uid, listing in self._parts.directory.current().items()
-            if hosted.keys().isdisjoint((*listing.ancestors, *(older.uid for older in listing.older)))
-        }
-        known |= {uid: expert.classes for uid, expert in hosted.items()}
-        plan = assign_classes(task.classes, known)
-        uids = [ExpertUid(Digest(uid)) for uid in plan.update]
+    async def _decide(self, process: TrainerProcess, task: TaskFile) -> Decided | None:
+        """What is to be done, kept before it is; None if there is nothing to learn by it."""
+        kept = self._history.decision_on(task)
+        if kept is not None and not kept.awaits_labels and self._decider.still_holds(kept):
+            return kept
+        self.status.stage = "assessing"
+        view = self._parts.contributions.view
+        decided = await self._decider.decide(process, task, self._learned)
+        if isinstance(decided, LearningFailed):
+            self._finish(task, FAILED, {"reason": decided.reason})
+            return None
+        self._history.decided(task, decided)
+        decision = decided.decision
+        self._parts.telemetry.events.emit(
+            "task_decided",
+            task=task.name,
+            action=decision.action,
+            verdict=decision.assessment.verdict,
+            reason=decision.reason,
+        )
+        if task.classes:
+            return decided
+        if decided.awaits_labels:
+            self._waiting_on[task.name, task.digest] = view
+            self._history.ended(task, WAITS, {})
+        else:
+            self._finish(task, ASSESSED, {})
+        return None
+
+    async def _experts_for(self, task: TaskFile, decided: Decided) -> list[ExpertUid]:
+        """The experts that learn, each hosted here by now: known ones updated, one spawned for the rest."""
+        uids = [ExpertUid(Digest(uid)) for uid in decided.trained]
         for uid in uids:
             await self._parts.replicas.pull(uid)
-        if plan.spawn:
-            uids.append(await self._spawn(plan.spawn))
+        if decided.decision.spawn:
+            uids.append(await self._spawn(task, decided))
         return uids
 
-    async def _spawn(self, classes: tuple[str, ...]) -> ExpertUid:
-        mesh = self._parts.mesh
-        uid = mesh.uid_of(classes, mesh.spec.expert)
-        async with self._parts.replicas.adopting:  # a peer may have spawned it, and placement adopt it just now
-            if uid not in self._parts.host.experts:
-                architecture = mesh.architecture(mesh.spec.expert, len(classes))
-                await self._parts.host.adopt(uid, classes, architecture, None)
-                self._parts.telemetry.events.emit("expert_hosted", expert=uid, classes=classes, cause="new")
-        return uid
+    async def _spawn(self, task: TaskFile, decided: Decided) -> ExpertUid:
+        """Host an expert for the classes that none answers for; how its beginning was chosen becomes evidence, too."""
+        assert self._process is not None
+        decision = decided.decision
+        spawned = await self._spawning.spawn(self._process, task, decision.spawn)
+        if spawned.start is not None:
+            decision = dataclasses.replace(decision, start=spawned.start)
+            self._history.decided(task, dataclasses.replace(decided, decision=decision))
+        return spawned.uid
 
     async def _job(self, uid: ExpertUid) -> ExpertJob:
         expert = self._parts.host.get(uid)
@@ -404,12 +448,11 @@ class Trainer:
 
     def _finish(self, task: TaskFile, outcome: str, facts: dict[str, object]) -> None:
         """Remember that a task is done with. A failed one is not tried again until its file changes."""
+        self._history.ended(task, outcome, facts)
         row = TaskRow(name=task.name, digest=Digest(task.digest), state=outcome, learned_at=time.time())
         self._parts.state.ledger.put_task(row)
-        self.history.append({"task": task.name, "outcome": outcome, "classes": task.classes, **facts})
-        if outcome == FAILED:
-            self._failures[task.name] = str(facts["reason"])
-        level: Literal["info", "warning"] = "info" if outcome == LEARNED else "warning"
+        self._waiting_on.pop((task.name, task.digest), None)
+        level: Literal["info", "warning"] = "warning" if outcome == FAILED else "info"
         self._parts.telemetry.events.emit(f"task_{outcome}", level=level, task=task.name, **facts)
 
     def _end_run(self) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from experts.data.dataset import ImageDataset, class_columns
+from experts.data.partly import PartlyLabelled
 from experts.distillation import CacheOutcome, LogitCache, TeacherLogits, data_digest
 from experts.errors import CorruptWeights, ExpertsError
 from experts.generators import torch_generator
@@ -63,6 +64,12 @@ class Taught:
     own_accuracy: float | None
     """The own teacher's, on the very images it was trained on; None if there is none."""
 
+    @property
+    def guesses(self) -> list[str]:
+        """Which of its classes the first teacher takes each image for; the own one, where there is one."""
+        first = self.logits[0]
+        return [first.classes[column] for column in first.logits_NK.argmax(dim=1).tolist()]
+
     def of(self, rows: Sequence[int], device: torch.device) -> list[TeacherLogits]:
         """What they say of these rows."""
         return [
@@ -98,12 +105,12 @@ class Faculty:
                 unusable[choice.name] = str(exc)
         return unusable
 
-    def teach(self, name: str, task: ImageDataset, digest: str, report: Callable[[TeacherProgress], None]) -> Taught:
-        """Train the own teacher, unless it already is, and ask all of them about the task.
+    def teach(self, name: str, task: PartlyLabelled, digest: str, report: Callable[[TeacherProgress], None]) -> Taught:
+        """Train the own teacher on the images with a label, unless it already is, and ask all of them about all images.
 
         Args:
             name: The task's, under which its own teacher is kept.
-            task: Its images.
+            task: Its images, at least one of them with a label.
             digest: Of its file.
             report: Told of each epoch of the own teacher's training.
 
@@ -115,10 +122,12 @@ class Faculty:
         said: list[TeacherLogits] = []
         accuracy = None
         if self._config.own is not None:
-            own = self._own_teacher(name, task, digest, self._config.own, report)
+            labelled = task.labelled
+            own = self._own_teacher(name, labelled, digest, self._config.own, report)
             teacher = _FromRaw(own, self._config.channels, self._config.pixels, self._config.device)
             own_said = self._ask(_OWN, teacher, hashlib.sha256(own.to_bytes()).hexdigest(), images, of_data, 1.0)
-            right = own_said.logits_NK.argmax(dim=1) == class_columns(task.labels, own.classes)
+            said_of = own_said.logits_NK[task.labelled_rows]
+            right = said_of.argmax(dim=1) == class_columns(labelled.labels, own.classes)
             accuracy = float(right.float().mean())
             said.append(own_said)
         for choice, (teacher, its_digest) in self._named.items():

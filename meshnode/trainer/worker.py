@@ -31,21 +31,27 @@ if __name__ == "__main__":
 
 import numpy as np  # noqa: E402 - see above
 
+from experts.continual.replay_kinds import ReplayConfig  # noqa: E402
 from experts.data.dataset import ImageDataset  # noqa: E402
-from experts.data.npz import load_task  # noqa: E402
 from experts.distillation import DistillationConfig  # noqa: E402
-from experts.errors import ExpertsError, MalformedDataset  # noqa: E402
+from experts.errors import ExpertsError  # noqa: E402
 from experts.router.fingerprint import statistics_fingerprint  # noqa: E402
 from experts.teachers.cnn import TeacherConfig  # noqa: E402
+from experts.trunk.base import features_of  # noqa: E402
 from experts.trunk.codec import trunk_from_bytes  # noqa: E402
 from meshnode.logs import configure_logs, get_logger  # noqa: E402
+from meshnode.trainer.assessing import Assessor  # noqa: E402
+from meshnode.trainer.beginning import Beginner  # noqa: E402
 from meshnode.trainer.forgetting import Redistiller, forget  # noqa: E402
+from meshnode.trainer.held_back import HeldBack  # noqa: E402
 from meshnode.trainer.interrupted import InterruptedRuns  # noqa: E402
 from meshnode.trainer.learning import Learner, LearnerConfig  # noqa: E402
 from meshnode.trainer.measuring import GateMeter  # noqa: E402
 from meshnode.trainer.memory import ReplayMemory  # noqa: E402
 from meshnode.trainer.messages import (  # noqa: E402
     AddDelta,
+    Assess,
+    Begin,
     Compare,
     Forget,
     FromTrainer,
@@ -54,8 +60,10 @@ from meshnode.trainer.messages import (  # noqa: E402
     Measure,
     Migrate,
     MigrationFailed,
+    ReadStreams,
     Redistil,
     Scan,
+    Seek,
     Setup,
     TaskFile,
     Tasks,
@@ -66,9 +74,10 @@ from meshnode.trainer.messages import (  # noqa: E402
 )
 from meshnode.trainer.migrating import Migrator  # noqa: E402
 from meshnode.trainer.publishing import Publisher  # noqa: E402
+from meshnode.trainer.streams import Streams  # noqa: E402
+from meshnode.trainer.task_folder import TaskFolder  # noqa: E402
 from meshnode.trainer.teaching import Faculty, FacultyConfig  # noqa: E402
 from protocol.identifiers import digest_of  # noqa: E402
-from protocol.limits import MAX_NAME_CHARS  # noqa: E402
 
 __all__ = ["main"]
 
@@ -113,13 +122,19 @@ class _Worker:
     def __init__(self, setup: Setup, inbox: _Inbox, output: BinaryIO) -> None:
         self._inbox = inbox
         self._output = output
-        self._data = Path(setup.data_dir) if setup.data_dir else None
+        self._has_data = setup.data_dir is not None
         state = Path(setup.state_dir)
+        self._tasks = TaskFolder(Path(setup.data_dir) if setup.data_dir else None, state / "found")
         settings = setup.settings
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        memory = ReplayMemory(state / "replay.msgpack", capacity=settings.replay_samples, seed=settings.seed)
-        self._memory = memory
         trunk = trunk_from_bytes(setup.trunk).to(setup.device)
+        replay = ReplayConfig(
+            kind=settings.replay, capacity=settings.replay_samples, max_bytes=settings.replay_mib * 2**20
+        )
+        memory = ReplayMemory(
+            state / "replay.msgpack", replay, lambda images: features_of(trunk, images).cpu(), seed=settings.seed
+        )
+        self._memory = memory
         self._faculty = Faculty(
             state,
             FacultyConfig(
@@ -151,10 +166,14 @@ class _Worker:
         fingerprint = statistics_fingerprint(digest_of(setup.trunk), b"")
         self._publisher = Publisher(state / "published.msgpack", setup.privacy, fingerprint)
         self._learner = Learner(trunk, memory, self._faculty, self._runs, self._publisher, config, self._send)
-        self._redistiller = Redistiller(trunk, memory, self._faculty, self._same_file, config, self._send)
+        self._redistiller = Redistiller(trunk, memory, self._faculty, self._tasks.same, config, self._send)
+        held = HeldBack(trunk, memory, self._same_file)
+        self._assessor = Assessor(trunk, memory, held, self._publisher, config.distillation, settings.seed)
+        self._streams = Streams(self._tasks, state / "streams", trunk, self._assessor)
         self._migrator = Migrator(
             trunk, memory, self._same_file, config.distillation, seed=settings.seed, send=self._send
         )
+        self._beginner = Beginner(trunk, self._same_file, config.distillation, seed=settings.seed)
         told = self._publisher
         self._send(TrainerReady(replay_samples=len(memory), waiting=told.waiting, increments=told.increments))
 
@@ -164,6 +183,8 @@ class _Worker:
             match order:
                 case Scan():
                     self._send(self._scan())
+                case ReadStreams():
+                    self._send(self._streams.read(order))
                 case Learn():
                     self._learn(order)
                 case Measure():
@@ -171,18 +192,30 @@ class _Worker:
                 case Migrate() | Compare():
                     self._migrate(order)
                 case Forget():
-                    self._send(forget(order, self._memory, self._faculty, self._runs, self._publisher))
-                case Redistil():
-                    self._redistil(order)
+                    self._send(forget(order, self._memory, self._faculty, self._runs, self._publisher, self._tasks))
+                case Assess() | Seek() | Begin() | Redistil():
+                    self._send(self._answer(order))
                 case _:
                     raise AssertionError(f"unexpected {type(order).__name__}")
 
-    def _learn(self, learn: Learn) -> None:
-        assert self._data is not None
-        path = self._data / f"{learn.task}.npz"
+    def _answer(self, order: Assess | Seek | Begin | Redistil) -> FromTrainer:
         try:
-            digest = digest_of(path.read_bytes())
-            task = load_task(path)
+            match order:
+                case Assess():
+                    _, task = self._tasks.open(order.task)
+                    return self._assessor.assess(order, task)
+                case Seek():
+                    return self._beginner.seek(order)
+                case Begin():
+                    return self._beginner.begin(order)
+                case Redistil():
+                    return self._redistiller.redistil(order)
+        except (ExpertsError, OSError) as exc:
+            return LearningFailed(reason=str(exc))
+
+    def _learn(self, learn: Learn) -> None:
+        try:
+            digest, task = self._tasks.open(learn.task)
             self._learner.learn(learn, task, digest, lambda uid: self._inbox.deltas(learn.run, uid))
         except (ExpertsError, OSError) as exc:
             self._send(LearningFailed(reason=str(exc)))
@@ -195,39 +228,16 @@ class _Worker:
             done = MigrationFailed(reason=str(exc))
         self._send(done)
 
-    def _redistil(self, order: Redistil) -> None:
-        try:
-            done = self._redistiller.redistil(order)
-        except (ExpertsError, OSError) as exc:
-            done = LearningFailed(reason=str(exc))
-        self._send(done)
-
     def _same_file(self, task: TaskFile) -> ImageDataset | None:
-        assert self._data is not None
-        path = self._data / f"{task.name}.npz"
-        try:
-            return load_task(path) if digest_of(path.read_bytes()) == task.digest else None
-        except (MalformedDataset, OSError):
-            return None
+        """Those of its images that have a label."""
+        found = self._tasks.same(task)
+        return None if found is None else found.labelled
 
     def _scan(self) -> Tasks:
-        tasks: list[TaskFile] = []
-        unreadable: dict[str, str] = {}
-        for path in sorted(self._data.glob("*.npz")) if self._data else []:
-            if not path.stem.isprintable():  # nor is a name that is not UTF-8, which no message could carry
-                shown = path.stem.encode("ascii", "backslashreplace").decode()
-                unreadable[shown] = "a task's name must be printable text"
-                continue
-            if len(path.stem) > MAX_NAME_CHARS:  # no contribution could carry it
-                unreadable[path.stem] = f"a task's name has at most {MAX_NAME_CHARS} characters"
-                continue
-            try:
-                classes = load_task(path).class_counts
-                tasks.append(TaskFile(name=path.stem, digest=digest_of(path.read_bytes()), classes=classes))
-            except (MalformedDataset, OSError) as exc:
-                unreadable[path.stem] = str(exc)
-        unusable = self._faculty.load() if self._data else {}
-        return Tasks(tasks=tuple(tasks), unreadable=unreadable, unusable_teachers=unusable)
+        tasks, unreadable = self._tasks.scan()
+        streams, troubles = self._streams.look()
+        unusable = self._faculty.load() if self._has_data else {}
+        return Tasks(tasks=tasks, unreadable=unreadable | troubles, unusable_teachers=unusable, streams=streams)
 
     def _send(self, message: FromTrainer) -> None:
         self._output.write(pack(message))

@@ -13,7 +13,8 @@ import pytest
 from experts.data.dataset import ImageDataset
 from experts.data.idx import FASHION_MNIST_CLASSES, read_idx
 from experts.data.named import DATASET_NAMES, load_named
-from experts.data.npz import load_task, save_task
+from experts.data.npz import load_partly_labelled, load_task, save_partly_labelled, save_task
+from experts.data.partly import PartlyLabelled
 from experts.errors import MalformedDataset, PackageMissing, UnknownDataset
 
 MNIST_5K_FIRST_TEST_SUM = 41892
@@ -88,8 +89,8 @@ def test_missing_files_and_missing_directories_are_malformed_data(tmp_path: Path
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(UnknownDataset) as caught:
-        load_named("imagenet")
-    assert caught.value.known == DATASET_NAMES == ("digits", "fashion-mnist", "mnist-5k")
+        load_named("no such set")
+    assert caught.value.known == DATASET_NAMES
 
 
 def test_digits_are_whole_stratified_and_always_split_alike() -> None:
@@ -194,3 +195,43 @@ def test_names_that_could_not_be_read_back_are_not_saved(tmp_path: Path) -> None
         save_task(tmp_path / "task.zip", task())
     with pytest.raises(MalformedDataset):
         save_task(tmp_path / "task.npz", ImageDataset(IMAGES, ("a\0",)))
+
+
+IMAGES = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 4, 4)
+
+
+@pytest.mark.parametrize("labels", [("a", None, "b"), (None, None, None), ("a", "b", "a")])
+def test_a_task_file_keeps_which_images_have_a_label(tmp_path: Path, labels: tuple[str | None, ...]) -> None:
+    path = tmp_path / "task.npz"
+    save_partly_labelled(path, PartlyLabelled(IMAGES, labels))
+    task = load_partly_labelled(path)
+    assert task.labels == labels
+    assert np.array_equal(task.images, IMAGES)
+    rows = [row for row, label in enumerate(labels) if label is not None]
+    assert (task.labelled_rows, task.num_unlabelled) == (rows, 3 - len(rows))
+    assert np.array_equal(task.labelled.images, IMAGES[rows])
+    assert task.labelled.labels == tuple(labels[row] for row in rows)
+    assert task.select([2, 0]).labels == (labels[2], labels[0])
+    if None in labels:  # whoever needs all labels says so
+        with pytest.raises(MalformedDataset):
+            load_task(path)
+    else:
+        assert load_task(path).labels == labels
+
+
+@pytest.mark.parametrize(
+    ("arrays", "word"),
+    [
+        ({"labels": np.array(["a"])}, "no array images"),
+        ({"images": IMAGES, "classes": np.array(["a", "b", "c"])}, "but classes"),
+        ({"images": IMAGES, "labels": np.array(["a", ""])}, "2 labels for 3 images"),
+        ({"images": IMAGES, "labels": np.array([0, 1, 2])}, "not a list of text"),
+        ({"images": IMAGES.astype(float)}, "not an array of uint8"),
+    ],
+)
+def test_a_partly_labelled_task_file_that_is_none_is_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray], word: str
+) -> None:
+    np.savez(tmp_path / "task.npz", **arrays)
+    with pytest.raises(MalformedDataset, match=word):
+        load_partly_labelled(tmp_path / "task.npz")

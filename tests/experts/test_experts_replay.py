@@ -74,7 +74,7 @@ def test_a_restarted_buffer_continues_exactly(seen: int) -> None:
 def without(buffer: ReservoirBuffer, start: int, end: int) -> ReservoirBuffer:
     """The buffer once the items with these numbers have left its stream."""
     rows = [row for row, label in enumerate(buffer.labels) if start <= int(label) < end]
-    buffer.drop(rows, end - start)
+    buffer.drop(rows, {str(number): 1 for number in range(start, end)})
     return buffer
 
 

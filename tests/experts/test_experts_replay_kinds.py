@@ -16,11 +16,11 @@ from experts.continual.balanced import BalancedBuffer
 from experts.continual.buffers import ReplayBuffer
 from experts.continual.herding import HerdingBuffer, herded
 from experts.continual.replay import ReservoirBuffer
-from experts.continual.replay_kinds import ReplayConfig, make_replay, replay_from_bytes
+from experts.continual.replay_kinds import Kind, ReplayConfig, make_replay, replay_from_bytes, replay_under
 from experts.errors import CorruptState, MalformedDataset, SettingOutOfRange
 from experts.generators import torch_generator
 
-KINDS = ("balanced", "herding", "reservoir")
+KINDS: tuple[Kind, ...] = ("balanced", "herding", "reservoir")
 IMAGE_BYTES = 6
 
 
@@ -229,3 +229,81 @@ def test_exemplars_stand_for_a_class_better_than_a_random_sample() -> None:
         sample.add(images, ["a"] * 60)
         samples.append(off(sample.images))
     assert off(exemplars.images) < min(samples)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_left_the_stream_is_nowhere_and_the_rest_goes_on(kind: str) -> None:
+    buffer = made(kind, 12)
+    labels = "ab" * 10 + "ca" * 10
+    buffer.add(*stream(labels))
+    rows = [row for row, number in enumerate(contents(buffer)[0]) if number < 20]
+    stays = [pair for pair in zip(*contents(buffer), strict=True) if pair[0] >= 20]
+    buffer.drop(rows, {"a": 10, "b": 10})
+    assert list(zip(*contents(buffer), strict=True)) == stays
+    assert buffer._images is not None
+    assert not buffer._images[len(buffer) :].any()
+    restarted = replay_from_bytes(buffer.to_bytes(), features)
+    for either in (buffer, restarted):
+        either.add(*stream("d" * 40, 40))
+        assert len(either) <= 12
+        assert "b" not in either.labels
+        assert "d" in either.labels
+    assert contents(restarted) == contents(buffer)
+
+
+def test_a_class_that_some_have_left_holds_its_share_again_where_classes_are_balanced() -> None:
+    held = Counter[str]()
+    for seed in range(200):
+        buffer = made("balanced", 6, seed)
+        buffer.add(*stream("a" * 30 + "b" * 30))
+        buffer.drop([row for row, name in enumerate(buffer.labels) if name == "b"], {"b": 30})
+        assert buffer.num_seen == 30
+        buffer.add(*stream("c" * 30, 60))
+        held.update(buffer.labels)
+    assert held == {"a": 600, "c": 600}
+
+
+def test_exemplars_of_a_class_that_some_have_left_are_of_what_is_kept_of_it() -> None:
+    buffer = made("herding", 6)
+    buffer.add(*stream("a" * 20))
+    gone = [row for row, number in enumerate(contents(buffer)[0]) if number >= 10]
+    stays = buffer.images[[row for row in range(len(buffer)) if row not in gone]]
+    buffer.drop(gone, {"a": 10})
+    fresh = made("herding", 6)
+    fresh.add(stays, ["a"] * len(stays))
+    for either in (buffer, fresh):
+        either.add(*stream("a" * 10, 30))
+    assert contents(buffer) == contents(fresh), "nothing of those that left is in the mean"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_settings_make_another_memory_of_what_is_kept(kind: Kind) -> None:
+    buffer = made(kind, 8)
+    buffer.add(*stream("abcab" * 10))
+
+    def under(wanted: Kind, images: int) -> ReplayBuffer:
+        config = ReplayConfig(kind=wanted, capacity=images, max_bytes=1000)
+        return replay_under(config, buffer, torch_generator(1, "replay"), features)
+
+    assert under(kind, 8) is buffer
+    for wanted in KINDS:
+        fewer = under(wanted, 5)
+        assert (fewer.kind, len(fewer)) == (wanted, 5)
+        assert set(zip(*contents(fewer), strict=True)) <= set(zip(*contents(buffer), strict=True))
+        more = under(wanted, 20)
+        assert sorted(zip(*contents(more), strict=True)) == sorted(zip(*contents(buffer), strict=True))
+        more.add(*stream("c" * 30, 50))
+        assert 8 < len(more) <= 20
+    with pytest.raises(SettingOutOfRange):
+        replay_under(ReplayConfig(kind=kind, max_bytes=5), buffer, torch_generator(1, "replay"), features)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_memory_of_nothing_is_under_whatever_settings(kind: Kind) -> None:
+    empty = made(kind, 8)
+    assert replay_under(ReplayConfig(kind=kind, max_bytes=53), empty, torch_generator(0, "r"), features) is empty
+    for wanted in KINDS:
+        config = ReplayConfig(kind=wanted, capacity=3)
+        made_anew = replay_under(config, empty, torch_generator(0, "r"), features)
+        made_anew.add(*stream("ab" * 10))
+        assert (made_anew.kind, len(made_anew)) == (wanted, 3)

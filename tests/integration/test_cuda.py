@@ -9,10 +9,12 @@ import pytest
 import torch
 from integration_nodes import Daemon, Daemons, complaints, digits_test, found, save_shard, shards
 from integration_pulled import pull, transport_in
+from replay_memories import replay_memory
 
 from experts.architectures.mlp import MlpArchitecture
 from experts.averaging import Averaged, mean_of
 from experts.checkpoint import flat_parameters, load_flat, load_weights, weights_to_bytes
+from experts.data.partly import PartlyLabelled
 from experts.distillation import DistillationConfig
 from experts.router.fingerprint import statistics_fingerprint
 from experts.teachers.cnn import TeacherConfig
@@ -26,8 +28,8 @@ from meshnode.hosting import ExpertHost
 from meshnode.state.state import State
 from meshnode.trainer.interrupted import InterruptedRuns
 from meshnode.trainer.learning import Learner, LearnerConfig
-from meshnode.trainer.memory import ReplayMemory
-from meshnode.trainer.messages import Checkpoint, ExpertJob, Learn, Learned
+from meshnode.trainer.messages import Checkpoint, ExpertJob, Learn, Learned, PrivacyTerms
+from meshnode.trainer.publishing import Publisher
 from meshnode.trainer.teaching import Faculty, FacultyConfig
 from protocol.identifiers import Digest, ExpertUid, PeerId, digest_of
 
@@ -78,12 +80,11 @@ def test_the_learner_on_the_gpu_takes_deltas_and_learns_as_well_as_on_the_cpu(tm
             distillation=DistillationConfig(steps=200),
             checkpoint_steps=100,
             checkpoint_s=0,
-            fingerprint=statistics_fingerprint(digest_of(b"trunk"), b""),
             seed=0,
         )
         folder = tmp_path / device.replace(":", "")
         folder.mkdir()
-        memory = ReplayMemory(folder / "replay", capacity=10, seed=0)
+        memory = replay_memory(folder / "replay", capacity=10, seed=0)
         teaching = FacultyConfig(
             own=TeacherConfig(epochs=2),
             named=(),
@@ -94,10 +95,12 @@ def test_the_learner_on_the_gpu_takes_deltas_and_learns_as_well_as_on_the_cpu(tm
             seed=0,
         )
         runs = InterruptedRuns(folder / "runs")
-        learner = Learner(trunk, memory, Faculty(folder, teaching), runs, config, sent.append)
+        fingerprint = statistics_fingerprint(digest_of(b"trunk"), b"")
+        publisher = Publisher(folder / "published", PrivacyTerms(), fingerprint)
+        learner = Learner(trunk, memory, Faculty(folder, teaching), runs, publisher, config, sent.append)
         deltas = iter([[np.zeros(architecture.num_parameters, np.float32)]])
         order = Learn(run=1, task="task", experts=(job,))
-        learner.learn(order, task, digest_of(b"task"), lambda _uid, deltas=deltas: next(deltas, []))
+        learner.learn(order, PartlyLabelled.of(task), digest_of(b"task"), lambda _uid, deltas=deltas: next(deltas, []))
         checkpoints = [message for message in sent if isinstance(message, Checkpoint)]
         assert [checkpoint.steps for checkpoint in checkpoints] == [100, 200]
         assert checkpoints[-1].deltas_applied == 1

@@ -1,6 +1,7 @@
 """Two nodes of one mesh that learn different classes while apart, and then meet."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from integration_nodes import Daemon, Daemons, complaints, digits_test, found, save_shard, shards
 from integration_pulled import pull, transport_in
 
+from experts.data.dataset import ImageDataset
 from experts.router.ridge import solve_ridge
 from experts.router.statistics import ClassStatistics
 from experts.trunk.base import features_of
@@ -86,3 +88,53 @@ async def test_a_node_without_a_mesh_waits_and_says_so(daemons: Daemons) -> None
     assert node.status()["mesh"] is None
     assert node.terminate() == 0
     assert complaints(node.stderr) == []
+
+
+def _holds_what_the_others_hold(names: set[str]) -> Callable[[Daemon], bool]:
+    def check(node: Daemon) -> bool:
+        (expert,) = node.experts()
+        replicas = expert["replicas"]
+        return {replica["name"] for replica in replicas} == names and len({one["weights"] for one in replicas}) == 1
+
+    return check
+
+
+def _share_right(node: Daemon, test: ImageDataset) -> float:
+    predictions = node.infer(test.images)["predictions"]
+    return float(np.mean([got == want for got, want in zip(predictions, test.labels, strict=True)]))
+
+
+async def test_the_same_classes_learned_apart_are_one_expert_that_who_comes_late_has_without_data(
+    daemons: Daemons, tmp_path: Path
+) -> None:
+    names, test = ("ann", "ben"), digits_test("35", 70)
+    first, second = (daemons.make(name, data=tmp_path / f"{name}-data") for name in names)
+    for node, shard in zip((first, second), shards(2), strict=True):
+        save_shard(node.data, "task", shard, ("3", "5"))
+    found(first.home, first.data / "task.npz")
+    shutil.copytree(first.home.state, second.home.state)
+    for node in (first, second):
+        node.launch()
+    for node in (first, second):
+        node.wait_ready().wait_for(_has_learned_alone, "its task learned")
+    before = [_share_right(node, test) for node in (first, second)]
+    apart = [node.experts() for node in (first, second)]
+    assert apart[0][0]["uid"] == apart[1][0]["uid"]
+    assert apart[0][0]["replicas"][0]["weights"] != apart[1][0]["replicas"][0]["weights"]
+
+    assert second.terminate() == 0
+    second.join = [first.address]
+    late = daemons.make("eve", join=second.join, options=["--no-train"])
+    for node in (second, late):
+        node.launch()
+    for node in (first, second, late):
+        node.wait_ready().wait_for(lambda node: node.status()["router"]["contributions"] == 2, "both contributions")
+    late.wait_for(_holds_what_the_others_hold(set(names)), "the mean of both", within_s=60.0)
+    uid = apart[0][0]["uid"]
+    late.post(f"experts/{uid}/pull", {})
+    for node in (first, second, late):
+        node.wait_for(_holds_what_the_others_hold({*names, "eve"}), "three replicas of one mean", within_s=60.0)
+    shares = [_share_right(node, test) for node in (first, second, late)]
+    assert shares[0] == shares[1] == shares[2] >= min(before)
+    for node in (first, second, late):
+        assert complaints(node.stderr) == []

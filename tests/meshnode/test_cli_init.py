@@ -25,7 +25,8 @@ from pathlib import Path
 from meshnode.cli import main
 founding = types.ModuleType("meshnode.founding")
 def found_mesh(home, asked):
-    told = f"{asked.name} {asked.data} {asked.trunk} {asked.pixels} {asked.expert} {asked.expert_settings}"
+    told = f"{asked.name} {asked.data} {asked.trunk} {asked.pixels}"
+    told += f" {asked.expert} {asked.expert_settings} {asked.expert_budget}"
     (home.path / "asked").write_text(told)
     return "cd" * 32
 founding.found_mesh = found_mesh
@@ -107,7 +108,7 @@ def test_founding_tells_what_becomes_public_and_which_mesh_was_made(tmp_path: Pa
     assert ended.code == 0, ended.err
     assert "public" in ended.err
     assert "cd" * 32 in ended.out
-    assert (tmp_path / "home" / "asked").read_text() == f"digits {data} efficientnet-b4 64 mlp {{}}"
+    assert (tmp_path / "home" / "asked").read_text() == f"digits {data} efficientnet-b4 64 None {{}} None"
     as_json = python(FOUNDING, "--home", tmp_path / "home", "--json", *line)
     assert as_json.document["mesh"] == {"id": "cd" * 32, "name": "digits"}
 
@@ -121,7 +122,7 @@ def test_the_founder_chooses_the_form_of_experts(tmp_path: Path) -> None:
     ended = python(FOUNDING, "--home", home, *line, *settings, "--expert-set", "biased=true")
     assert ended.code == 0, ended.err
     told = {"filters": 3, "input_scale": 1.0, "word": "gelu", "biased": True}
-    assert (home / "asked").read_text().endswith(f"conv {told}")
+    assert (home / "asked").read_text().endswith(f"conv {told} None")
     for wrong in ("filters", "filters=", "=3"):
         assert python(FOUNDING, "--home", home, *line, "--expert-set", wrong).code == 2
 
@@ -143,6 +144,21 @@ def test_a_mesh_of_a_form_that_there_is_not_is_not_founded(tmp_path: Path) -> No
     assert mesh.architecture(mesh.spec.expert, 2).build("x")(torch.zeros(1, mesh.spec.feature_dim)).shape == (1, 2)
 
 
+def test_the_founder_bounds_the_experts_or_names_their_form_but_not_both(tmp_path: Path) -> None:
+    data, home = tmp_path / "task.npz", tmp_path / "home"
+    data.write_bytes(b"PK")
+    line = ("--home", home, "init", "--mesh", "digits", "--data", data)
+    assert python(FOUNDING, *line, "--expert-budget", "9000").code == 0
+    assert (home / "asked").read_text().endswith("None {} 9000")
+    # As before there were budgets, settings alone are those of an mlp.
+    assert python(FOUNDING, *line, "--expert-set", "hidden=16").code == 0
+    assert (home / "asked").read_text().endswith("mlp {'hidden': 16} None")
+    for form in (("--expert", "mlp"), ("--expert-set", "hidden=16")):
+        refused = python(FOUNDING, *line, "--expert-budget", "9000", *form)
+        assert refused.code == 2
+        assert "--expert-budget chooses the form" in refused.err
+
+
 def test_a_mesh_needs_data_that_is_there(tmp_path: Path) -> None:
     home = tmp_path / "home"
     for line in (
@@ -150,6 +166,7 @@ def test_a_mesh_needs_data_that_is_there(tmp_path: Path) -> None:
         ("--data", "task.npz"),
         ("--expert", "conv"),
         ("--expert-set", "hidden=16"),
+        ("--expert-budget", "9000"),
         ("--mesh", "m", "--data", "d", "--trunk", "resnet"),
     ):
         assert meshnode("--home", home, "init", *line).code == 2

@@ -31,7 +31,7 @@ METHOD = {"similarity": "role", "score": "gate", "beta": 1.0, "refit": True, "di
 
 
 def made(uid: str, hidden: int, **making: Any) -> dict[str, Any]:
-    blank = dict.fromkeys(("parent", "method", "layers", "accuracy", "made_at", "peer_id", "peer_name"))
+    blank = dict.fromkeys(("parent", "source", "method", "layers", "accuracy", "made_at", "peer_id", "peer_name"))
     return {
         "uid": uid * 32,
         "kind": "mlp",
@@ -157,6 +157,13 @@ def test_a_line_is_listed_from_the_oldest_on(home: Home) -> None:
     assert first.split()[-1] == "-"
     for told in ("hidden 8 -> 16", "role x gate, beta 1, refit, 10 steps", "98.4% -> 97.9% of 812", "calm-fox"):
         assert told in last
+
+
+def test_a_line_says_as_what_an_expert_began(home: Home, node: FakeNode) -> None:
+    source = {"uid": "cd" * 32, "classes": ["cat", "dog"], "weights": "ef" * 32, "form": {}}
+    node.line = [FIRST, LINE[1] | {"source": source}]
+    ended = meshnode("--home", home.path, "experts", "lineage", EXPERT[:6])
+    assert f"began as {'cd' * 6} (cat, dog), role x gate" in ended.out.splitlines()[-1]
 
 
 def test_a_line_is_drawn_unless_there_is_nothing_to_draw(tmp_path: Path, home: Home, node: FakeNode) -> None:

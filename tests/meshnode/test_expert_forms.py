@@ -19,6 +19,7 @@ from mesh_in_memory import (
     memory_nodes,
     statistics_of,
 )
+from replay_memories import replay_memory
 
 from experts.architectures.base import Architecture
 from experts.architectures.linear import LinearArchitecture
@@ -32,7 +33,6 @@ from meshnode.forms import architecture_of, chosen_form, form_of
 from meshnode.state.rows import Reached
 from meshnode.trainer.interrupted import InterruptedRuns
 from meshnode.trainer.learning import Learner, LearnerConfig
-from meshnode.trainer.memory import ReplayMemory
 from meshnode.trainer.messages import Checkpoint, ExpertJob, FromTrainer, Learn, PrivacyTerms
 from meshnode.trainer.publishing import Publisher
 from meshnode.trainer.teaching import Faculty, FacultyConfig
@@ -172,7 +172,7 @@ def learned(architecture: Architecture, uid: str, classes: tuple[str, ...], fold
         seed=seed,
     )
     folder.mkdir()
-    memory = ReplayMemory(folder / "replay.msgpack", capacity=10, seed=seed)
+    memory = replay_memory(folder / "replay.msgpack", capacity=10, seed=seed)
     job = ExpertJob(
         uid=uid,
         classes=classes,

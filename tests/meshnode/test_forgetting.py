@@ -12,13 +12,14 @@ import pytest
 import torch
 from forgetting_nodes import ForgettingNode, forgetting_node, same_router, until
 from mesh_in_memory import MESH, announce_all, digits, memory_network, memory_node, statistics_of
+from replay_memories import replay_memory
 from successions import migrate
 
 from experts.data.dataset import ImageDataset
+from experts.data.npz import save_task
 from meshnode.errors import NodeError, NoSuchPeerOrExpert, Refused
 from meshnode.forget_order import ForgetReport
 from meshnode.trainer import service as module
-from meshnode.trainer.memory import ReplayMemory
 from protocol.identifiers import ExpertUid, digest_of
 
 OF_0_1 = digits("0", "1")
@@ -39,7 +40,7 @@ def kinds(report: ForgetReport) -> dict[str, int]:
 
 
 def remembered(here: ForgettingNode) -> set[bytes]:
-    memory = ReplayMemory(here.home / "replay.msgpack", capacity=1, seed=0)
+    memory = replay_memory(here.home / "replay.msgpack", capacity=200)
     return {image.tobytes() for image in memory.images_of([str(digit) for digit in range(10)])}
 
 
@@ -105,6 +106,25 @@ async def test_a_generation_of_before_the_task_that_is_still_kept_is_what_it_goe
         assert torch.equal(here.weights(uid), before)
 
 
+async def test_a_task_that_was_found_in_a_stream_goes_with_its_file(tmp_path: Path) -> None:
+    async with forgetting_node(memory_network(), "a", tmp_path) as here:
+        assert here.trainer is not None
+        (here.tasks / "s.stream").mkdir()
+        save_task(here.tasks / "s.stream" / "1.npz", OF_0_1.select(range(192)))
+        here.trainer.look_again()
+        await until(lambda: here.trainer.history)  # type: ignore[union-attr]
+        assert "found/s-0001.npz" in here.kept()
+        report = await here.forget(task="s-0001")
+        assert kinds(report)["replay images"] == 192
+        assert kinds(report)["file found in a stream"] == 1
+        assert "file" not in {left.kind for left in report.not_forgotten}
+        assert here.kept().keys() == {"replay.msgpack", "published.msgpack", "streams/s.state"}
+        assert here.trainer.history == ()
+        here.trainer.look_again()
+        await until(lambda: here.trainer.status.state == "idle")  # type: ignore[union-attr]
+        assert (here.node.host.experts, here.trainer.history) == ({}, ())
+
+
 async def test_it_is_not_learned_again_until_that_is_allowed_and_then_it_counts_again(tmp_path: Path) -> None:
     network = memory_network()
     async with forgetting_node(network, "a", tmp_path) as here:
@@ -117,8 +137,8 @@ async def test_it_is_not_learned_again_until_that_is_allowed_and_then_it_counts_
         await until(lambda: here.trainer.status.state == "idle")  # type: ignore[union-attr]
         assert "forgotten" in str(here.trainer.status.reason)
         await here.forget(task="gone", undo=True)
-        await until(lambda: here.trainer.history)  # type: ignore[union-attr]
-        assert here.trainer.history[0]["task"] == "gone"
+        await until(lambda: len(here.trainer.history) == 2)  # type: ignore[union-attr]
+        assert here.trainer.history[-1]["task"] == "gone"
         assert here.node.host.experts.keys() == {uid_of("0", "1"), uid_of("2", "3")}
         assert here.node.contributions.version_of(here.node.peer_id, "gone") == 3
         with pytest.raises(Refused):
@@ -175,6 +195,28 @@ async def test_an_expert_with_replicas_at_peers_is_erased_here_and_the_replicas_
         assert " b " in left.reason
         assert here.node.host.find(uid) is None
         assert here.node.state.ledger.generations(uid) == ()
+
+
+@pytest.mark.parametrize("placed", [False, True])
+async def test_an_expert_that_came_back_from_a_peer_may_know_what_was_learned_before_it_went(
+    tmp_path: Path, placed: bool
+) -> None:
+    network = memory_network()
+    async with forgetting_node(network, "a", tmp_path) as here, memory_node(network, "b", tmp_path) as b:
+        await here.learn("gone", GONE)
+        await here.learn("other", OTHER)
+        uid, unlike = uid_of("0", "1"), (await b.spawn("8", "9")).uid
+        await announce_all((here.node, b))
+        await b.replicas.pull(uid)
+        await here.node.host.drop(uid, unwanted=False)
+        await announce_all((here.node, b))
+        for pulled in (uid, unlike):
+            await here.node.replicas.pull(pulled, placed=placed)
+        report = await here.forget(task="gone")
+        assert [fate.uid for fate in report.retired] == [uid]
+        assert "not known which tasks" in report.retired[0].reason
+        assert here.node.host.find(uid) is None
+        assert here.node.host.experts.keys() == {uid_of("2", "3"), unlike}
 
 
 async def test_a_successor_gives_its_place_back_to_what_never_learned_the_task(tmp_path: Path) -> None:

@@ -4,16 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import UnsetType
 
+from experts.continual.sizing import DEFAULT_MAX_PARAMETERS
 from experts.data.dataset import ImageDataset
 from experts.data.digits import load_digits
 from experts.data.npz import save_task
+from experts.errors import SettingOutOfRange
 from meshnode.cli.init import _Trunk
 from meshnode.errors import Refused
 from meshnode.founding import TRUNK_NAMES, Founding, found_mesh
 from meshnode.home import Home
 from meshnode.mesh import Mesh, load_mesh
 from meshnode.state.state import State
+from protocol.identifiers import MeshId
 
 FEATURES = {
     "whitened": 512,
@@ -57,6 +61,42 @@ def test_every_trunk_gives_features_that_its_experts_read(tmp_path: Path, task: 
     assert features.shape == (2, FEATURES[trunk])
     module = mesh.architecture(mesh.spec.expert, 2).build("uid")
     assert module(features).shape == (2, 2)
+
+
+def test_experts_have_a_form_within_the_budget_that_each_node_comes_to_by_itself(tmp_path: Path, task: Path) -> None:
+    mesh = _founded(tmp_path / "home", Founding(name="m", data=task))
+    assert mesh.spec.expert_budget == DEFAULT_MAX_PARAMETERS
+    assert mesh.form_for(2) == mesh.spec.expert
+    assert [mesh.form_for(classes).config["hidden"] for classes in (2, 3, 10)] == [8, 9, 16]
+    for classes in (1, 2, 10, 100):
+        assert mesh.architecture(mesh.form_for(classes), classes).num_parameters <= DEFAULT_MAX_PARAMETERS
+    # What two versions of the program have to agree on.
+    same = Mesh(mesh_id=MeshId("ab" * 32), spec=mesh.spec, trunk=mesh.trunk)
+    assert (
+        same.uid_of(("0", "1"), same.form_for(2)) == "2d81423f3b60a172e57a4ec93bb675b741e993beef1e38ab0fc9d8809b88d3b5"
+    )
+    assert (
+        same.uid_of(tuple("0123456789"), same.form_for(10))
+        == "89fcf955409744bcd8a694d4095b172af4f535dedf35ac94acf81269ef3045f1"
+    )
+
+
+def test_a_named_form_is_that_of_all_experts(tmp_path: Path, task: Path) -> None:
+    mesh = _founded(tmp_path / "home", Founding(name="m", data=task, expert="mlp"))
+    assert isinstance(mesh.spec.expert_budget, UnsetType)
+    assert mesh.form_for(10) == mesh.form_for(2) == mesh.spec.expert
+
+
+def test_a_budget_without_room_for_two_classes_is_refused_and_nothing_is_founded(tmp_path: Path, task: Path) -> None:
+    home = Home(tmp_path / "home")
+    with pytest.raises(Refused, match=r"at most 1025 parameters has no room .* 512 features.* 1026 of a linear"):
+        found_mesh(home, Founding(name="m", data=task, expert_budget=1025))
+    with State(home) as state:
+        assert load_mesh(state) is None
+    mesh = _founded(tmp_path / "home", Founding(name="m", data=task, expert_budget=1026))
+    assert mesh.form_for(2).kind == "linear"
+    with pytest.raises(SettingOutOfRange, match="1539 of a linear expert for 3 classes"):
+        mesh.form_for(3)
 
 
 def test_a_convolutional_expert_is_told_the_form_of_the_trunk_s_map(tmp_path: Path, task: Path) -> None:

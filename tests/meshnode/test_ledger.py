@@ -12,7 +12,7 @@ import pytest
 from meshnode.errors import StateTooNew, StateUnreadable
 from meshnode.state import ledger as ledger_module
 from meshnode.state.ledger import SCHEMA_VERSION, Ledger
-from meshnode.state.rows import ContributionRow, ExpertRow, Generation, Reached, TaskRow, WithdrawalRow
+from meshnode.state.rows import ContributionRow, DecisionRow, ExpertRow, Generation, Reached, TaskRow, WithdrawalRow
 from protocol.errors import UnknownExpert
 from protocol.identifiers import Digest, ExpertUid, PeerId, digest_of
 
@@ -236,6 +236,7 @@ ADDED = {
     ),
     4: ("ALTER TABLE generations DROP COLUMN tasks", "DROP TABLE withdrawals", "DROP TABLE forgotten"),
     5: ("ALTER TABLE experts DROP COLUMN placed", "DROP TABLE dropped"),
+    6: ("DROP TABLE decisions",),
 }
 """What each version did not have yet, taken away again."""
 
@@ -384,6 +385,43 @@ def test_closing_twice_is_harmless(path: Path) -> None:
     ledger = Ledger(path).open()
     ledger.close()
     ledger.close()
+
+
+# --- decisions ---
+
+
+def decision(task: str, at: float, **changed: object) -> DecisionRow:
+    row = DecisionRow(
+        task=task,
+        digest=digest_of(b"1"),
+        at=at,
+        decision={"action": "spawn", "spawn": ["zèbre"]},
+        outcome=None,
+        facts={},
+    )
+    return dataclasses.replace(row, **changed)  # type: ignore[arg-type]
+
+
+def test_decisions_are_kept_by_content_and_go_with_their_task(path: Path) -> None:
+    under_way = decision("b", 2.0)
+    over = dataclasses.replace(under_way, outcome="learned", facts={"seconds": 1.5})
+    failed, other = decision("a", 3.0, decision=None, outcome="failed"), decision("b", 1.0, digest=digest_of(b"2"))
+    with Ledger(path) as ledger:
+        for row in (under_way, failed, other, over):
+            ledger.put_decision(row)
+    with Ledger(path) as ledger:
+        assert ledger.decisions() == (other, over, failed)
+        assert (ledger.last_decision(), ledger.decision_on("b", other.digest)) == (over, other)
+        assert ledger.decision_on("a", other.digest) is None
+        ledger.drop_task("b")
+        assert (ledger.decisions(), ledger.last_decision()) == ((failed,), None)
+
+
+def test_of_decisions_the_newest_are_kept(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "MAX_DECISIONS", 3)
+    for number in (3, 1, 4, 2, 5):
+        ledger.put_decision(decision(f"task {number}", float(number)))
+    assert [row.task for row in ledger.decisions()] == ["task 3", "task 4", "task 5"]
 
 
 # --- why a replica is here ---

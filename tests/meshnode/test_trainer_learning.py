@@ -85,7 +85,7 @@ def test_the_expert_answers_for_real_digits_it_has_not_seen(tmp_path: Path) -> N
 
 
 def test_the_teacher_is_kept_and_has_seen_the_task(tmp_path: Path) -> None:
-    Lesson(tmp_path).learn(TASK, [], name="first")
+    Lesson(tmp_path).learn(TASK, [job("e", "0", "1")], name="first")
     teacher = CnnTeacher.from_bytes((tmp_path / "teachers" / "first.safetensors").read_bytes())
     assert teacher.classes == ("0", "1")
     test = digits("0", "1", test=True)

@@ -6,8 +6,10 @@ import msgspec
 import numpy as np
 import pytest
 from mesh_in_memory import digits
+from replay_memories import replay_memory
 
 from experts.continual.replay import ReservoirBuffer
+from experts.continual.replay_kinds import Kind
 from experts.data.dataset import ImageDataset
 from experts.errors import CorruptState
 from experts.generators import torch_generator
@@ -17,8 +19,11 @@ TASK = digits("0", "1").select(range(40))
 NEXT = digits("2").select(range(20))
 
 
-def memory(folder: Path, *, capacity: int = 30) -> ReplayMemory:
-    return ReplayMemory(folder / "replay.msgpack", capacity=capacity, seed=3)
+KINDS: tuple[Kind, ...] = ("balanced", "herding", "reservoir")
+
+
+def memory(folder: Path, *, capacity: int = 30, kind: Kind = "reservoir") -> ReplayMemory:
+    return replay_memory(folder / "replay.msgpack", capacity=capacity, seed=3, kind=kind)
 
 
 def test_it_keeps_real_images_of_what_it_was_shown_up_to_its_capacity(tmp_path: Path) -> None:
@@ -40,13 +45,32 @@ def test_a_restart_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
     steady, restarted = memory(tmp_path / "steady"), memory(tmp_path / "restarted")
     steady.add(TASK, "first", "task")
     restarted.add(TASK, "first", "task")
-    restarted = memory(tmp_path / "restarted", capacity=99)
+    restarted = memory(tmp_path / "restarted")
     assert len(restarted) == 30
     steady.add(NEXT, "second", "task")
     restarted.add(NEXT, "second", "task")
     for classes in (("0",), ("1",), ("2",)):
         assert np.array_equal(steady.images_of(classes), restarted.images_of(classes))
     assert 0 < len(restarted.images_of(("2",))) < 20
+
+
+@pytest.mark.parametrize("before", KINDS)
+@pytest.mark.parametrize("after", KINDS)
+def test_other_settings_keep_what_is_remembered_as_far_as_they_have_room(
+    tmp_path: Path, before: Kind, after: Kind
+) -> None:
+    memory(tmp_path, kind=before).add(TASK, "first", "task")
+    kept = {image.tobytes() for image in memory(tmp_path, kind=before).images_of(("0", "1"))}
+    changed = memory(tmp_path, kind=after, capacity=20)
+    assert len(changed) == 20
+    assert {image.tobytes() for image in changed.images_of(("0", "1"))} <= kept
+    assert changed.tasks_of(("0", "1")) == ("task",)
+    changed.add(NEXT, "second", "next")
+    again = memory(tmp_path, kind=after, capacity=20)
+    assert len(again) == 20
+    again.forget("task", (), ())
+    assert again.tasks_of(("0", "1", "2")) == ("next",)
+    assert len(again.images_of(("0", "1"))) == 0
 
 
 def test_a_task_that_is_learned_again_after_a_kill_is_not_remembered_twice(tmp_path: Path) -> None:
@@ -111,7 +135,7 @@ def of_before(folder: Path, *tasks: tuple[str, ImageDataset]) -> ReplayMemory:
         buffer.add(task.images, task.labels)
     saved = {"tasks": [digest for digest, _ in tasks], "buffer": buffer.to_bytes()}
     (folder / "replay.msgpack").write_bytes(msgspec.msgpack.encode(saved))
-    return memory(folder)
+    return memory(folder, capacity=200)
 
 
 def test_an_earlier_versions_memory_of_one_task_is_all_of_it(tmp_path: Path) -> None:
@@ -128,7 +152,7 @@ def test_of_an_earlier_versions_memory_of_several_tasks_what_may_be_of_one_goes_
     assert kept.tasks_of(("2",)) is None
     left = kept.forget("b", ("second",), ("2",))
     assert (len(left.rows), left.unsure) == (20, 20)
-    assert pixels(memory(tmp_path).images_of(ALL)) == pixels(TASK.images)
+    assert pixels(memory(tmp_path, capacity=200).images_of(ALL)) == pixels(TASK.images)
 
 
 @pytest.mark.parametrize("damaged", [b"", b"garbage", b"\x82\xa5tasks\x90\xa6buffer\xc4\x03abc"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from mesh_in_memory import MESH, digits, form, tiny_trunk
 from migrated_experts import CLASSES, SEEN, WIDER, learned_weights, weights_of
+from replay_memories import replay_memory
 from torch import nn
 
 from experts.architectures.deep import MAX_LAYERS
@@ -22,7 +23,6 @@ from experts.errors import CorruptWeights, NothingCorresponds
 from experts.preservation.transfer import TransferConfig
 from experts.trunk.base import features_of
 from meshnode.trainer import migrating as module
-from meshnode.trainer.memory import ReplayMemory
 from meshnode.trainer.messages import (
     Compare,
     ExpertWeights,
@@ -60,7 +60,7 @@ class Bench:
     said: list[FromTrainer] = field(default_factory=list)
 
     def migrator(self) -> Migrator:
-        memory = ReplayMemory(self.folder / "replay.msgpack", capacity=100, seed=1)
+        memory = replay_memory(self.folder / "replay.msgpack", capacity=100, seed=1)
         if self.remembered is not None:
             memory.add(self.remembered, "digest", "task")
         return Migrator(

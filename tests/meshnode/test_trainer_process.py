@@ -58,7 +58,9 @@ def setup(
         alpha=0.5,
         temperature=2.0,
         gamma=1.0,
+        replay="reservoir",
         replay_samples=50,
+        replay_mib=1,
         round_steps=40,
         checkpoint_s=0.001,
         logit_cache_mib=8,
@@ -124,7 +126,7 @@ async def test_it_scans_and_learns_over_its_pipes_and_outlasts_a_task_it_cannot_
     data = folder / "data"
     save_task(data / "good.npz", TASK)
     (data / "broken.npz").write_bytes(b"no zip")
-    np.savez(data / "unlabelled.npz", images=TASK.images)
+    np.savez(data / "misnamed.npz", images=TASK.images, classes=np.array(TASK.labels))
     (data / "readme.txt").write_text("no task")
     save_task(data / f"{'n' * 65}.npz", TASK)
     async with worker(setup(folder)) as process:
@@ -135,8 +137,8 @@ async def test_it_scans_and_learns_over_its_pipes_and_outlasts_a_task_it_cannot_
         (task,) = found.tasks
         assert (task.name, task.classes) == ("good", TASK.class_counts)
         assert task.digest == digest_of((data / "good.npz").read_bytes())
-        assert found.unreadable.keys() == {"broken", "n" * 65, "unlabelled"}
-        assert "labels" in found.unreadable["unlabelled"]
+        assert found.unreadable.keys() == {"broken", "n" * 65, "misnamed"}
+        assert "no array labels, but classes" in found.unreadable["misnamed"]
         for name in ("broken", "vanished"):
             await process.send(learn(name))
             (failed,) = await until_the_end(process)

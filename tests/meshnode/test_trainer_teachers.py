@@ -15,6 +15,7 @@ from trainer_lessons import (
 )
 
 from experts.data.dataset import ImageDataset
+from experts.data.partly import PartlyLabelled
 from experts.generators import torch_generator
 from experts.teachers.cnn import CnnTeacher, TeacherConfig, train_teacher
 from experts.trunk.images import prepare_images
@@ -51,7 +52,7 @@ def test_a_teacher_that_is_damaged_or_of_another_task_is_trained_again(tmp_path:
             path.write_bytes(path.read_bytes()[:-4] + b"abcd")
         config = lesson.faculty()
         reports = []
-        config.teach("task", task, f"digest of {len(task)}", reports.append)
+        config.teach("task", PartlyLabelled.of(task), f"digest of {len(task)}", reports.append)
         assert len(reports) == 3, index
 
 

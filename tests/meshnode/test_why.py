@@ -128,6 +128,28 @@ def test_task_files_in_trouble_are_told_even_while_another_is_learned(field: str
     assert reason.why == "a: no images; b: no labels"
 
 
+def test_the_last_decision_is_told_with_its_reason_and_holds_nothing_up() -> None:
+    decided = {"task": "b", "outcome": None, "decision": {"action": "reuse", "reason": "nothing to gain"}}
+    document = training(state="learning", decided=decided)
+    (told,) = (reason for reason in standing(document) if reason.topic == "decisions")
+    assert told == Reason("decisions", "b: reuse (nothing to gain)")
+    assert reasons(document) == ()
+
+
+def test_files_that_wait_for_labels_are_told_by_name() -> None:
+    reason = only(training(state="learning", unlabelled=["a", "c"], decided=None))
+    assert (reason.topic, reason.state) == ("decisions", "2 task files undecided")
+    assert (reason.why or "").endswith("a; c")
+    assert "labels" in (reason.change or "")
+
+
+def test_batches_of_a_stream_that_wait_are_told() -> None:
+    streams = [{"name": "s", "waiting": 3}, {"name": "t", "waiting": 0}]
+    reason = only(training(state="learning", streams=streams))
+    assert (reason.topic, reason.state) == ("decisions", "3 batches of stream s wait")
+    assert "three new ones in a row" in (reason.why or "")
+
+
 def test_averaging_can_be_off_or_have_nobody_to_average_with() -> None:
     assert only(averaging(enabled=False)).state == "off"
     assert "no expert hosted here has a replica" in (only(averaging(replicated=0)).why or "")

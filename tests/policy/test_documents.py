@@ -11,6 +11,8 @@ import pytest
 from meshnode.errors import ExitCode
 from meshnode.gauges import documented_metrics
 from meshnode.settings.config import settings_there_are
+from meshnode.trainer.history import FAILED
+from meshnode.trainer.service import ASSESSED, LEARNED
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -54,7 +56,7 @@ def test_every_event_that_the_node_emits_is_documented_and_no_other() -> None:
                     case ast.Constant(value=str(kind)):
                         emitted.add(kind)
                     case ast.JoinedStr():  # the trainer's, by outcome
-                        emitted |= {"task_learned", "task_failed"}
+                        emitted |= {f"task_{outcome}" for outcome in (ASSESSED, FAILED, LEARNED)}
     events = (DOCS / "mqtt.md").read_text().partition("\n## Events\n")[2].partition("\n## ")[0]
     documented = set(re.findall(r"^\| `([a-z_]+)` \|", events, re.MULTILINE))
     assert emitted == documented

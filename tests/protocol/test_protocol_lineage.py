@@ -15,6 +15,7 @@ from protocol.lineage import (
     Accuracy,
     LayerTransfer,
     Lineage,
+    Source,
     Succession,
     TransferMethod,
     decode_lineage,
@@ -267,3 +268,49 @@ def test_the_lineage_of_another_expert_is_refused(change):
     assert lineage_of(ADVERT, data) == LINEAGE
     with pytest.raises(MalformedLineage):
         lineage_of(msgspec.structs.replace(ADVERT, **change), data)
+
+
+SOURCE = Source(uid=NEWEST, form=LINEAR, classes=("ant", "cat"), weights=WEIGHTS)
+BEGUN = msgspec.structs.replace(STEP, parent_form=MLP, source=SOURCE)
+
+
+def test_an_expert_that_began_as_another_one_names_it_and_has_it_for_no_ancestor():
+    lineage = Lineage((BEGUN,))
+    data = encode_lineage(lineage)
+    assert decode_lineage(data) == lineage
+    assert lineage.ancestors == (OLD,)
+    assert json.loads(data)["steps"][0]["source"] == {
+        "classes": ["ant", "cat"],
+        "form": {"config": {"feature_dim": 640, "input_scale": 0.3}, "kind": "linear"},
+        "uid": NEWEST,
+        "weights": WEIGHTS,
+    }
+    further = lineage.then(NEXT)
+    assert decode_lineage(encode_lineage(further)) == further
+
+
+PLAIN_SOURCE = msgspec.to_builtins(SOURCE)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parent_form": msgspec.to_builtins(LINEAR)},
+        {"source": PLAIN_SOURCE | {"uid": OLD}},
+        {"source": PLAIN_SOURCE | {"uid": NEW}},
+        {"source": PLAIN_SOURCE | {"classes": ["cat", "ant"]}},
+        {"source": PLAIN_SOURCE | {"accuracy": 1.0}},
+        {"source": None},
+    ],
+)
+def test_a_beginning_that_is_none_is_refused(changes):
+    document = json.loads(encode_lineage(Lineage((BEGUN,))))
+    document["steps"][0] |= changes
+    with pytest.raises(MalformedLineage):
+        decode_lineage(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
+
+
+def test_what_has_learned_already_cannot_begin_as_another_one():
+    back = msgspec.structs.replace(NEXT, form=MLP, source=msgspec.structs.replace(SOURCE, uid=WEIGHTS))
+    with pytest.raises(ValueError, match="only the first step"):
+        Lineage((STEP, back))

@@ -54,6 +54,7 @@ specs = st.builds(
         renormalise=st.booleans(),
     ),
     expert=forms,
+    expert_budget=st.just(msgspec.UNSET) | st.integers(1, limits.MAX_COUNTER),
     moe_width=st.integers(1, limits.MAX_CLASSES_PER_EXPERT),
     calibration=st.text(max_size=200),
 )
@@ -90,9 +91,24 @@ def test_a_norm_for_noised_statistics_is_part_of_a_spec_only_where_there_is_one(
     assert mesh_id_of(encode_spec(noised)) != mesh_id_of(encode_spec(SPEC))
 
 
+def test_a_budget_for_experts_is_part_of_a_spec_only_where_there_is_one():
+    assert b"expert_budget" not in encode_spec(SPEC)
+    within = msgspec.structs.replace(SPEC, expert_budget=12_483)
+    data = encode_spec(within)
+    assert decode_spec(data) == within
+    assert data == encode_spec(SPEC).replace(
+        b',"feature_dim":640,"input"', b',"expert_budget":12483,"feature_dim":640,"input"'
+    )
+    assert mesh_id_of(data) == "798d60add84a3c9c7b7fffef049933a99be5ab1512aa6761218c5b1bbdd27244"
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
+        (["expert_budget"], 0),
+        (["expert_budget"], None),
+        (["expert_budget"], 1.5),
+        (["expert_budget"], 2**53),
         (["statistics_norm"], 0),
         (["statistics_norm"], None),
         (["schema"], "modulemesh.spec/2"),
