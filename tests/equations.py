@@ -604,3 +604,50 @@ def relative_mahalanobis(features: Matrix, labels: Sequence[str], h: Vector, rid
 
     own = min(distance(mean, scatter) for mean in means.values())
     return own - distance(overall["all"], total_scatter)
+
+
+# Methods to compare with
+
+
+def derpp_loss(
+    new: tuple[Matrix, Sequence[int]],
+    of_logits: tuple[Matrix, Matrix],
+    of_labels: tuple[Matrix, Sequence[int]],
+    alpha: float,
+    beta: float,
+) -> float:
+    """CE(f(x), y) + alpha mean |f(x') - z'|^2 / C + beta CE(f(x''), y''): outputs first, what they are held against."""
+    rows = zip(*of_logits, strict=True)
+    squares = [(f - z) ** 2 for outputs, kept in rows for f, z in zip(outputs, kept, strict=True)]
+    return cross_entropy(*new) + alpha * sum(squares) / len(squares) + beta * cross_entropy(*of_labels)
+
+
+def ewc_penalty(strength: float, fisher: Vector, weights: Vector, held: Vector) -> float:
+    """lambda / 2 sum_w F_w (w - w*)^2."""
+    return strength / 2 * sum(f * (w - h) ** 2 for f, w, h in zip(fisher, weights, held, strict=True))
+
+
+def lwf_loss(
+    outputs: tuple[Matrix, Matrix],
+    labels: Sequence[int],
+    old: Sequence[int],
+    seen: Sequence[int],
+    strength: float,
+    t: float,
+) -> float:
+    """CE over the classes seen + lambda_o T^2 KL(p_old || p) over those learned before, for outputs now and then."""
+    among = [[row[column] for column in seen] for row in outputs[0]]
+    task = cross_entropy(among, [list(seen).index(label) for label in labels])
+    now, then = ([[row[column] for column in old] for row in rows] for rows in outputs)
+    return task + strength * softened_kl(then, now, t)
+
+
+def icarl_loss(outputs: Matrix, said: Matrix, labels: Sequence[int], old: Sequence[int]) -> float:
+    """mean of -q log sigma(f) - (1 - q) log(1 - sigma(f)), q the old network's sigma for old classes, else [y = c]."""
+    total = 0.0
+    for row, before, label in zip(outputs, said, labels, strict=True):
+        for column, logit in enumerate(row):
+            q = 1 / (1 + exp(-before[column])) if column in old else float(column == label)
+            p = 1 / (1 + exp(-logit))
+            total -= q * log(p) + (1 - q) * log(1 - p)
+    return total / (len(outputs) * len(outputs[0]))

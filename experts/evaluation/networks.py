@@ -16,7 +16,7 @@ from torch import nn
 from experts.materialise import materialise
 from experts.teachers.cnn import untrained_cnn
 
-__all__ = ["NetworkForm", "feature_head", "mlp_100_100", "reference_cnn"]
+__all__ = ["NetworkForm", "feature_head", "mlp_100_100", "reference_cnn", "without_classifier"]
 
 NetworkForm = Callable[[tuple[int, ...], Sequence[str], torch.Generator], nn.Module]
 """From the shape of one image's input, the names of the classes and a generator of initial weights to a module whose
@@ -49,6 +49,16 @@ def feature_head(shape: tuple[int, ...], classes: Sequence[str], generator: torc
 def reference_cnn(shape: tuple[int, ...], classes: Sequence[str], generator: torch.Generator) -> nn.Module:
     """The reference CNN on raw pixels; its columns are the classes in sorted order, and so must ``classes`` be."""
     return untrained_cnn(classes, channels=shape[0], pixels=shape[1], generator=generator)
+
+
+def without_classifier(network: nn.Module) -> nn.Module:
+    """All layers but the last, with the same weights: what gives the last one its input.
+
+    Args:
+        network: Of `mlp_100_100` or `feature_head`.
+    """
+    assert isinstance(network, nn.Sequential), "the network is no sequence of layers"
+    return network[:-1]
 
 
 class _Scaled(nn.Module):

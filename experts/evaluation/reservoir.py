@@ -16,7 +16,7 @@ __all__ = ["Reservoir"]
 
 
 class Reservoir:
-    """At most ``capacity`` inputs with their columns; a `Memory`."""
+    """At most ``capacity`` items: inputs with their columns, and what else comes with each."""
 
     def __init__(self, capacity: int, *, draw_size: int, generator: torch.Generator) -> None:
         """
@@ -35,28 +35,35 @@ class Reservoir:
         self.num_seen = 0
         self._draw_size = draw_size
         self._generator = generator
-        self._inputs: Tensor | None = None  # (capacity, ...) from the first item on
-        self._columns = torch.zeros(capacity, dtype=torch.int64)
+        self._parts: tuple[Tensor, ...] = ()  # each (capacity, ...), from the first item on
 
     def __len__(self) -> int:
         return min(self.capacity, self.num_seen)
 
-    def draw(self) -> tuple[Tensor, Tensor] | None:
-        """Distinct items, uniformly."""
-        if self._inputs is None:
+    @property
+    def num_drawn(self) -> int:
+        """Items of the next draw."""
+        return min(self._draw_size, len(self))
+
+    def draw(self) -> tuple[Tensor, ...] | None:
+        """Distinct items, uniformly: what was kept of each, in the same order; None if nothing is kept yet."""
+        if not self._parts:
             return None
         rows = torch.randperm(len(self), generator=self._generator)[: self._draw_size]
-        return self._inputs[rows], self._columns[rows]
+        return tuple(part[rows] for part in self._parts)
 
-    def keep(self, inputs_B: Tensor, columns_B: Tensor) -> None:
-        """The next items of the stream."""
-        if self._inputs is None:
-            self._inputs = inputs_B.new_zeros((self.capacity, *inputs_B.shape[1:]))
-        places = self._places(len(columns_B))
-        for item, place in enumerate(places):
+    def keep(self, *parts: Tensor) -> None:
+        """The next items of the stream.
+
+        Args:
+            *parts: Inputs ``(B, ...)``, columns ``(B,)`` and whatever else there is of each, every time the same.
+        """
+        if not self._parts:
+            self._parts = tuple(part.new_zeros((self.capacity, *part.shape[1:])) for part in parts)
+        for item, place in enumerate(self._places(len(parts[0]))):
             if place < self.capacity:
-                self._inputs[place] = inputs_B[item]
-                self._columns[place] = columns_B[item]
+                for kept, part in zip(self._parts, parts, strict=True):
+                    kept[place] = part[item]
 
     def _places(self, num_items: int) -> list[int]:
         """Where each goes; at or beyond the capacity means nowhere."""

@@ -1,6 +1,4 @@
-"""The one training loop of all networks of the evaluation: passes over a task, with what is replayed beside it.
-
-    L = mean over the batch and the replayed items of CE(f(x), y)        (Chaudhry et al. 2019, arXiv:1902.10486)
+"""The one training loop of all networks of the evaluation: passes over a task; what a step descends, a method says.
 
 Legend: B batch, N items of the task, C class.
 """
@@ -8,7 +6,7 @@ Legend: B batch, N items of the task, C class.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +15,7 @@ from torch.nn import functional
 from experts.errors import NothingToLearnFrom, SettingOutOfRange
 from experts.evaluation.cost import count_flops
 
-__all__ = ["Memory", "TrainingConfig", "train"]
+__all__ = ["Objective", "TrainingConfig", "train"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,43 +39,59 @@ class TrainingConfig:
     """``sgd`` without momentum, which would carry one task into the next; ``adam`` with the rate falling to 0 along
     half a cosine, for networks that are trained once to the end."""
 
+    weight_decay: float = 0.0
+    """Times theta it is added to the gradient, at least 0."""
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise SettingOutOfRange(name, getattr(self, name), allowed="at least 1")
         if not 0.0 < self.lr < math.inf:
             raise SettingOutOfRange("lr", self.lr, allowed="finite and above 0")
+        if not 0.0 <= self.weight_decay < math.inf:
+            raise SettingOutOfRange("weight_decay", self.weight_decay, allowed="finite and at least 0")
         if self.optimizer not in ("sgd", "adam"):
             raise SettingOutOfRange("optimizer", self.optimizer, allowed="sgd or adam")
 
 
-class Memory(Protocol):
-    """What is replayed beside each batch."""
+class Objective:
+    """What a step descends: by itself the mean cross-entropy of the batch; methods say what they do otherwise."""
 
-    def draw(self) -> tuple[Tensor, Tensor] | None:
-        """Inputs and columns of the items to replay now; None if nothing is kept yet."""
+    @property
+    def num_replayed(self) -> int:
+        """Items that the next step takes beside its batch: what it costs depends on them."""
+        return 0
 
-    def keep(self, inputs_B: Tensor, columns_B: Tensor) -> None:
+    def loss(self, network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        """A scalar with its graph, once a step.
+
+        Args:
+            network: Maps inputs ``(B, ...)`` to logits ``(B, C)``.
+            batch: Rows of the data: inputs, columns, and what else the data has.
+        """
+        return functional.cross_entropy(network(batch[0]), batch[1])
+
+    def learned(self, batch: tuple[Tensor, ...]) -> None:
         """Told of each batch after its step, and not again in a further epoch."""
 
 
 def train(
     network: nn.Module,
-    data: tuple[Tensor, Tensor],
+    data: tuple[Tensor, ...],
     config: TrainingConfig,
     generator: torch.Generator,
-    memory: Memory | None = None,
+    objective: Objective | None = None,
     *,
     on_epoch: Callable[[int], None] | None = None,
 ) -> int:
     """Train the network in place.
 
     Args:
-        network: Maps inputs ``(B, ...)`` to logits ``(B, C)``.
-        data: Inputs ``(N, ...)`` and columns, int64 ``(N,)``.
+        network: Maps inputs ``(B, ...)`` to what the objective takes, mostly logits ``(B, C)``.
+        data: Inputs ``(N, ...)``, columns, int64 ``(N,)``, and what else of N rows the objective takes.
         config: How.
         generator: Of the order of items; a fresh one each epoch.
-        memory: What is replayed; None for nothing.
+        objective: What is descended; None for the cross-entropy alone.
         on_epoch: Called after each epoch with its number, from 1; None for nobody.
 
     Returns: FLOPs spent, backward passes included.
@@ -85,22 +99,21 @@ def train(
     Raises:
         NothingToLearnFrom: If there is no item.
     """
-    inputs_N, columns_N = data
-    if len(columns_N) == 0:
+    num_items = len(data[0])
+    if num_items == 0:
         raise NothingToLearnFrom("task")
-    optimizer, schedule = _optimizer(network, config, math.ceil(len(columns_N) / config.batch_size))
-    flops_by_size: dict[int, int] = {}
+    objective = objective or Objective()
+    optimizer, schedule = _optimizer(network, config, math.ceil(num_items / config.batch_size))
+    flops_by_size: dict[tuple[int, int], int] = {}
     flops = 0
     for epoch in range(config.epochs):
-        for rows_B in torch.split(torch.randperm(len(columns_N), generator=generator), config.batch_size):
-            new_B = inputs_N[rows_B], columns_N[rows_B]
-            replayed = None if memory is None else memory.draw()
-            batch = new_B if replayed is None else _beside(new_B, replayed)
-            flops += _counted_step(network, optimizer, batch, flops_by_size)
+        for rows_B in torch.split(torch.randperm(num_items, generator=generator), config.batch_size):
+            batch = tuple(part[rows_B] for part in data)
+            flops += _counted_step(network, optimizer, objective, batch, flops_by_size)
             if schedule is not None:
                 schedule.step()
-            if memory is not None and epoch == 0:
-                memory.keep(*new_B)
+            if epoch == 0:
+                objective.learned(batch)
         if on_epoch is not None:
             on_epoch(epoch + 1)
     return flops
@@ -110,27 +123,27 @@ def _optimizer(
     network: nn.Module, config: TrainingConfig, steps_per_epoch: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
     if config.optimizer == "sgd":
-        return torch.optim.SGD(network.parameters(), lr=config.lr), None
-    adam = torch.optim.Adam(network.parameters(), lr=config.lr)
+        return torch.optim.SGD(network.parameters(), lr=config.lr, weight_decay=config.weight_decay), None
+    adam = torch.optim.Adam(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     return adam, torch.optim.lr_scheduler.CosineAnnealingLR(adam, config.epochs * steps_per_epoch)
 
 
-def _beside(new: tuple[Tensor, Tensor], replayed: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return torch.cat([new[0], replayed[0]]), torch.cat([new[1], replayed[1]])
-
-
 def _counted_step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], flops_by_size: dict[int, int]
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    batch: tuple[Tensor, ...],
+    flops_by_size: dict[tuple[int, int], int],
 ) -> int:
-    """One step, and its FLOPs: the first of each batch size is counted, since counting takes longer than the step."""
+    """One step, and its FLOPs: the first of each size is counted, since counting takes longer than the step."""
 
     def step() -> None:
-        loss = functional.cross_entropy(network(batch[0]), batch[1])
+        loss = objective.loss(network, batch)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    size = len(batch[1])
+    size = len(batch[0]), objective.num_replayed
     if size in flops_by_size:
         step()
     else:

@@ -13,8 +13,12 @@ from experts.data.dataset import ImageDataset
 from experts.distillation.config import DistillationConfig
 from experts.errors import NothingToLearnFrom, SettingOutOfRange
 from experts.evaluation.baselines.base import Baseline, named_answers
+from experts.evaluation.baselines.derpp import DarkReplayBaseline, DarkReplayConfig
 from experts.evaluation.baselines.er import ReplayBaseline
+from experts.evaluation.baselines.ewc import EwcBaseline
+from experts.evaluation.baselines.icarl import IcarlBaseline
 from experts.evaluation.baselines.joint import JointBaseline
+from experts.evaluation.baselines.lwf import LwfBaseline
 from experts.evaluation.baselines.network import NetworkSetup
 from experts.evaluation.baselines.routed_experts import RoutedConfig, RoutedExperts
 from experts.evaluation.baselines.router_argmax import RouterArgmax
@@ -69,11 +73,19 @@ def baseline(kind: str, seed: int = 0) -> Baseline:
     config = TrainingConfig(epochs=10, batch_size=16, lr=0.05)
     on_features = NetworkSetup(inputs=FlatInputs(), form=feature_head, classes=CLASSES)
     adam = TrainingConfig(epochs=6, batch_size=16, lr=2e-3, optimizer="adam")
+    dark = DarkReplayConfig(capacity=20, alpha=0.2, beta=1.0)
+    # A mean over columns is a small step.
+    brisk = TrainingConfig(epochs=20, batch_size=8, lr=0.3)
     makers: dict[str, Callable[[], Baseline]] = {
         "sequential": lambda: SequentialBaseline(on_pixels(), config, seed=seed),
         "joint": lambda: JointBaseline(on_pixels(), adam, seed=seed),
         "ER": lambda: ReplayBaseline(on_pixels(), config, capacity=20, seed=seed),
         "ER on features": lambda: ReplayBaseline(on_features, config, capacity=20, seed=seed),
+        "DER++": lambda: DarkReplayBaseline(on_pixels(), config, dark, seed=seed),
+        "EWC": lambda: EwcBaseline(on_pixels(), config, strength=10.0, seed=seed),
+        "LwF": lambda: LwfBaseline(on_pixels(), config, seed=seed),
+        "iCaRL": lambda: IcarlBaseline(on_pixels(), brisk, capacity=21, mirrored=True, seed=seed),
+        "iCaRL on features": lambda: IcarlBaseline(on_features, brisk, capacity=21, seed=seed),
         "router argmax": lambda: RouterArgmax(FlatInputs(), RouterConfig(ridge=1e-2)),
         "router argmax by task": lambda: RouterArgmax(FlatInputs(), RouterConfig(ridge=1e-2), by_task=True),
         "routed experts": lambda: routed(seed=seed),
@@ -81,9 +93,9 @@ def baseline(kind: str, seed: int = 0) -> Baseline:
     return makers[kind]()
 
 
-NETWORKS = ("sequential", "joint", "ER", "ER on features")
+NETWORKS = ("sequential", "joint", "ER", "ER on features", "DER++", "EWC", "LwF", "iCaRL", "iCaRL on features")
 OURS = ("router argmax", "router argmax by task", "routed experts")
-KEEPING = ("joint", "ER", "ER on features", *OURS)
+KEEPING = ("joint", "ER", "ER on features", "DER++", "iCaRL", "iCaRL on features", *OURS)
 
 
 def score(learner: Baseline, test: ImageDataset) -> float:
@@ -135,6 +147,38 @@ def test_an_answer_is_among_the_classes_that_may_be_named(kind: str) -> None:
     assert named_answers(learner.scores(west.images, ("east", "west")), ("east", "west")) is not None
 
 
+def test_ewc_holds_what_the_first_task_taught_the_more_the_more_strongly_it_is_told_to() -> None:
+    # Told apart from the old ones only: at 0 it is fine-tuning, and what it answers about old images changes.
+    config, moved = TrainingConfig(epochs=10, batch_size=16, lr=0.05), []
+    for strength in (0.0, 300.0, 3000.0):
+        learner = EwcBaseline(on_pixels(), config, strength=strength, seed=0)
+        learner.learn(FIRST)
+        before = learner.scores(FIRST_TEST.images, CLASSES)
+        learner.learn(SECOND)
+        learner.learn(task("east", "south", seed=6))
+        moved.append((learner.scores(FIRST_TEST.images, CLASSES) - before).abs().mean().item())
+    assert moved[0] > moved[1] > moved[2]
+    assert moved[2] < 0.85 * moved[0]
+
+
+def test_lwf_keeps_the_old_answers_among_old_classes_better_than_fine_tuning() -> None:
+    config, moved = TrainingConfig(epochs=10, batch_size=16, lr=0.05), []
+    for strength in (0.0, 1.0):
+        learner = LwfBaseline(on_pixels(), config, strength=strength, seed=0)
+        learner.learn(FIRST)
+        before = learner.scores(FIRST_TEST.images, FIRST.classes).softmax(dim=1)
+        learner.learn(SECOND)
+        after = learner.scores(FIRST_TEST.images, FIRST.classes).softmax(dim=1)
+        moved.append((after - before).abs().mean().item())
+    assert moved[1] < 0.7 * moved[0]
+
+
+def test_features_have_no_mirror_image() -> None:
+    on_features = NetworkSetup(inputs=FlatInputs(), form=feature_head, classes=CLASSES)
+    with pytest.raises(SettingOutOfRange):
+        IcarlBaseline(on_features, TrainingConfig(), capacity=20, mirrored=True, seed=0)
+
+
 @pytest.mark.parametrize("kind", OURS)
 def test_what_has_no_column_for_a_class_gives_no_answer_and_a_network_always_does(kind: str) -> None:
     learner, network = baseline(kind), baseline("ER on features")
@@ -163,7 +207,7 @@ def test_experts_of_domains_share_their_classes_and_one_ridge_over_both_does_not
     assert sum(score(alone, test) for test in tests) < 1.5
 
 
-@pytest.mark.parametrize("kind", ["sequential", "joint", "ER", "routed experts"])
+@pytest.mark.parametrize("kind", [*NETWORKS, "routed experts"])
 def test_runs_are_a_function_of_their_seed_and_touch_no_shared_stream(kind: str) -> None:
     noise = np.random.default_rng(5).integers(0, 255, (60, 8, 8), dtype=np.uint8)
     scores = []
@@ -193,6 +237,13 @@ def test_what_a_method_holds_is_what_it_would_have_to_keep_and_send() -> None:
         held[kind] = learner.holdings()
     assert [held[kind].kept_bytes for kind in ("sequential", "joint", "ER")] == [0, task_bytes, 20 * item_bytes]
     assert {held[kind].sent_bytes for kind in ("sequential", "joint", "ER")} == {task_bytes}
+    beside = {kind: baseline(kind) for kind in ("DER++", "EWC", "LwF", "iCaRL")}
+    for learner in beside.values():
+        learner.learn(FIRST)
+    kept = {kind: learner.holdings().kept_bytes for kind, learner in beside.items()}
+    weights = beside["EWC"].holdings().num_parameters
+    # Four logits beside each image; a float32 of Fisher information for each weight; ten exemplars of either class.
+    assert kept == {"DER++": 20 * (item_bytes + 16), "EWC": 4 * weights, "LwF": 0, "iCaRL": 20 * item_bytes}
     assert held["router argmax"].num_parameters == 65 * 2
     assert held["router argmax"].kept_bytes == held["router argmax"].sent_bytes > 64 * 65 // 2 * 4
     expert = 65 * 8 + 9 * 2
@@ -267,7 +318,15 @@ def test_a_ridge_costs_its_scatter_its_means_and_its_solve() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": float("inf")}, {"optimizer": "adagrad"}]
+    "setting",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"lr": float("inf")},
+        {"optimizer": "adagrad"},
+        {"weight_decay": -1.0},
+    ],
 )
 def test_settings_out_of_range_are_refused(setting: dict[str, object]) -> None:
     with pytest.raises(SettingOutOfRange):

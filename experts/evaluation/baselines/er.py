@@ -1,15 +1,18 @@
 """Experience replay: fine-tuning with some items of a reservoir beside every batch.
 
+    L = mean over the batch and the replayed items of CE(f(x), y)
+
 Chaudhry et al. 2019, "On tiny episodic memories in continual learning" (arXiv:1902.10486), with the reservoir of Riemer
 et al. 2019 (arXiv:1810.11910). On trunk features the raw images are what is kept: they are smaller, and another trunk
 could read them.
 """
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from experts.evaluation.baselines.network import NetworkBaseline, NetworkSetup
 from experts.evaluation.reservoir import Reservoir
-from experts.evaluation.training import TrainingConfig, train
+from experts.evaluation.training import Objective, TrainingConfig, train
 from experts.generators import torch_generator
 
 __all__ = ["ReplayBaseline"]
@@ -40,4 +43,24 @@ class ReplayBaseline(NetworkBaseline):
         return len(self._reservoir)
 
     def _train(self, inputs_N: Tensor, columns_N: Tensor) -> int:
-        return train(self._network, (inputs_N, columns_N), self._config, self._generator, self._reservoir)
+        return train(self._network, (inputs_N, columns_N), self._config, self._generator, _Replayed(self._reservoir))
+
+
+class _Replayed(Objective):
+    """The batch and a draw of the reservoir as one."""
+
+    def __init__(self, reservoir: Reservoir) -> None:
+        self._reservoir = reservoir
+
+    @property
+    def num_replayed(self) -> int:
+        return self._reservoir.num_drawn
+
+    def loss(self, network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        drawn = self._reservoir.draw()
+        if drawn is not None:
+            batch = tuple(torch.cat([new, old]) for new, old in zip(batch, drawn, strict=True))
+        return super().loss(network, batch)
+
+    def learned(self, batch: tuple[Tensor, ...]) -> None:
+        self._reservoir.keep(*batch)

@@ -23,7 +23,7 @@ from experts.evaluation.networks import NetworkForm
 from experts.evaluation.training import TrainingConfig
 from experts.generators import torch_generator
 
-__all__ = ["NetworkBaseline", "NetworkSetup"]
+__all__ = ["NetworkBaseline", "NetworkSetup", "outputs_of"]
 
 _BATCH = 1000
 """Images at a time when scoring; bounds memory."""
@@ -70,9 +70,7 @@ class NetworkBaseline(Baseline):
 
     def scores(self, images: NDArray[np.uint8], allowed: Sequence[str]) -> Tensor:
         """The network's logits; before anything was learned, those of its initial weights."""
-        with torch.no_grad():
-            inputs_B = self._setup.inputs(images)
-            logits_BC = torch.cat([self._network(batch) for batch in torch.split(inputs_B, _BATCH)])
+        logits_BC = outputs_of(self._network, self._setup.inputs(images))
         known = [name for name in allowed if name in self._setup.classes]
         scores_BA = logits_BC.new_full((len(images), len(allowed)), -torch.inf)
         scores_BA[:, class_columns(known, allowed)] = logits_BC[:, class_columns(known, self._setup.classes)]
@@ -84,7 +82,7 @@ class NetworkBaseline(Baseline):
         return Holdings(
             num_parameters=num_parameters,
             num_updated=num_parameters,
-            kept_bytes=self._num_kept() * self._image_bytes,
+            kept_bytes=self._num_kept() * self._image_bytes + self._beside_bytes(),
             sent_bytes=self._sent_bytes,
             flops=self._flops,
         )
@@ -101,6 +99,16 @@ class NetworkBaseline(Baseline):
         """Images kept of past data."""
         return 0
 
+    def _beside_bytes(self) -> int:
+        """Of what is kept beside images."""
+        return 0
+
     @abstractmethod
     def _train(self, inputs_N: Tensor, columns_N: Tensor) -> int:
         """Learn from a task's inputs ``(N, ...)`` and columns ``(N,)``; returns the FLOPs that took."""
+
+
+@torch.no_grad()
+def outputs_of(network: nn.Module, inputs_N: Tensor) -> Tensor:
+    """What a network says of inputs ``(N, ...)``, without gradients: ``(N, C)``."""
+    return torch.cat([network(batch) for batch in torch.split(inputs_N, _BATCH)])
