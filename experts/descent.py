@@ -1,9 +1,10 @@
 """Training as a loop turned inside out: its caller takes each step, and may save the run and go on elsewhere.
 
-    theta <- theta - update(dL/dtheta) at a constant rate            (the update: `experts.optimizers`)
+    theta <- theta - update(dL/dtheta) at a rate            (the update: `experts.optimizers`)
 
-What a run descends, its subclass says, and by which optimizer. Between two steps the caller may read the module's
-parameters, change them in place (averaging), report, or save the run and continue it, bit for bit.
+What a run descends, its subclass says, by which optimizer, and at which rate if it is not constant. Between two steps
+the caller may read the module's parameters, change them in place (averaging), report, or save the run and continue it,
+bit for bit.
 """
 
 from abc import ABC, abstractmethod
@@ -35,7 +36,7 @@ class DescentRun(ABC):
             optimizer: Of the module's parameters, new, and belongs to this run alone.
             generator: Draws the batches, and belongs to this run alone.
             steps: Steps to take in all, at least 1.
-            lr: Learning rate, above 0.
+            lr: Learning rate, above 0; of every step, unless the subclass says otherwise.
         """
         self._module = module
         self._optimizer = optimizer
@@ -50,6 +51,10 @@ class DescentRun(ABC):
     @abstractmethod
     def _terms(self) -> dict[str, object]:
         """All that the next steps depend on besides the state and the data's values: a JSON object."""
+
+    def _rate(self) -> float:
+        """Of the next step, at least 0."""
+        return self._lr
 
     @property
     def steps_done(self) -> int:
@@ -87,7 +92,7 @@ class DescentRun(ABC):
             raise TrainingDiverged(self.steps_done)
         self._module.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step(self._lr)
+        self._optimizer.step(self._rate())
         return loss.item()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -132,7 +137,7 @@ class DescentRun(ABC):
         """Continue a run that `to_bytes` saved: the next steps are those it would have taken, bit for bit.
 
         The data is the caller's to keep, and must be the same; its size is checked. Any number of steps may be asked
-        for now.
+        for now, unless the rate depends on it.
 
         Raises:
             CorruptState: If the bytes are damaged, or of a run with other settings, another number of items or

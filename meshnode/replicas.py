@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -47,6 +47,8 @@ class Replicas:
     puller: BlobPuller
     compute: Compute
     telemetry: Telemetry = field(default_factory=Telemetry)
+    own_samples: Callable[[Collection[str]], int]
+    """How many samples of some classes this node has contributed the statistics of."""
     adopting: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while an expert comes to be hosted, by whichever way: no two may host the same one."""
 
@@ -180,6 +182,9 @@ class Replicas:
         advert, host = fetched.advert, self.host
         old = next((uid for uid in reversed(advert.ancestors) if uid in host.experts), None)
         if old is None or fetched.lineage is None:
+            # It may be what this node has trained itself before it lost it.
+            tasks = None if self.own_samples(advert.classes) else ()
+            descent = dataclasses.replace(descent, tasks=tasks)
             await host.adopt(advert.uid, advert.classes, fetched.architecture, fetched.weights, descent)
             return
         cause = IMPORTED if descent.cause == IMPORTED else FOLLOWED

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from experts.averaging import Averaged
@@ -172,6 +173,7 @@ class MeshRuntime:
             directory=self.directory,
             puller=self._puller,
             compute=compute,
+            own_samples=partial(self.contributions.own_samples, transport.peer_id),
             telemetry=telemetry,
         )
         self.replica_pulls = ReplicaPulls(self.replicas)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experts.continual.novelty import NoveltyConfig, NoveltyDetector
+from experts.continual.novelty import MahalanobisScore, NoveltyConfig, NoveltyDetector
+from experts.continual.settings import LearnerConfig
 from experts.data.held_out import image_digest, is_held_out
 from experts.evaluation.inputs import Inputs
 from experts.evaluation.scenarios.base import Scenario, ScenarioTask
@@ -29,7 +30,7 @@ SHARES = (10, 25, 50, 100)
 BATCHES, QUICK_BATCHES = 500, 50
 """Of each kind after each task."""
 
-HELD_OUT = 128
+HELD_OUT = LearnerConfig(setting="class-incremental").held_out_per_target
 """Of each class and domain, as a learner holds out."""
 
 
@@ -55,25 +56,26 @@ def _rates(scenario: Scenario, inputs: Inputs, config: NoveltyConfig, *, quick: 
         held_out.append(out_ND)
         generator = torch_generator(number, "detection")
         detector = NoveltyDetector(statistics, torch.cat(held_out), (), config, generator)
-        known = [inputs(each.test.images) for each in scenario.tasks[: number + 1]]
-        new_ND = inputs(scenario.tasks[number + 1].test.images)
-        known_ND = torch.cat(known)
+        threshold = detector.threshold(config.batch_size)
+        # Of each row once: a batch's distance is the mean of its rows'.
+        score = MahalanobisScore(statistics, ridge=config.ridge, relative=config.relative)
+        known = [score.distances(inputs(each.test.images)) for each in scenario.tasks[: number + 1]]
+        new_N, known_N = score.distances(inputs(scenario.tasks[number + 1].test.images)), torch.cat(known)
 
-        def drawn(rows_ND: Tensor, count: int, generator: torch.Generator = generator) -> Tensor:
-            return rows_ND[torch.randint(len(rows_ND), (count,), generator=generator)]
+        def drawn(distances_N: Tensor, count: int, generator: torch.Generator = generator) -> Tensor:
+            return distances_N[torch.randint(len(distances_N), (count,), generator=generator)]
 
         for batch in range(num_batches):
             size = config.batch_size
-            kinds = {"known": drawn(known_ND, size), "known_one_task": drawn(known[batch % len(known)], size)}
+            kinds = {"known": drawn(known_N, size), "known_one_task": drawn(known[batch % len(known)], size)}
             for share in SHARES:
                 count = round(size * share / 100)
-                kinds[f"new_{share}_percent"] = torch.cat([drawn(new_ND, count), drawn(known_ND, size - count)])
-            for kind, features_BD in kinds.items():
-                verdict = detector.assess(features_BD).verdict
-                if verdict == "undecided":
+                kinds[f"new_{share}_percent"] = torch.cat([drawn(new_N, count), drawn(known_N, size - count)])
+            for kind, distances_B in kinds.items():
+                if threshold is None:
                     num_undecided += 1
                 else:
-                    judged.setdefault(kind, []).append(verdict == "new")
+                    judged.setdefault(kind, []).append(float(distances_B.mean()) > threshold)
     rates = {kind: sum(verdicts) / len(verdicts) for kind, verdicts in judged.items()}
     num_decided = sum(map(len, judged.values()))
     return {**rates, "undecided": num_undecided / (num_undecided + num_decided)}

@@ -5,7 +5,7 @@ import random
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -260,7 +260,15 @@ def _put_together(  # noqa: PLR0917 - in the order in which they are made
     )
 
     puller = BlobPuller(transport, state.blobs, timeout_s=CALL_TIMEOUT_S)
-    replicas = Replicas(mesh=MESH, state=state, host=host, directory=directory, puller=puller, compute=compute)
+    replicas = Replicas(
+        mesh=MESH,
+        state=state,
+        host=host,
+        directory=directory,
+        puller=puller,
+        compute=compute,
+        own_samples=partial(contributions.own_samples, transport.peer_id),
+    )
 
     async def apply(uid: ExpertUid, averaged: Averaged, number: int) -> None:
         await host.apply_round(uid, averaged, number=number)

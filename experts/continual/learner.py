@@ -6,8 +6,8 @@ by step (`experts.continual.study`): what can be stopped can be gone on with. An
 its lesson is over; until then the one before it does.
 
 Where classes are incremental labels decide, and distance only of what has none. Where domains are, distance decides.
-Tasks are told, so for them there is no stream to find boundaries in. Images without labels are assessed and answered,
-never learned from.
+Tasks are told, so for them there is no stream to find boundaries in. Images without labels are assessed and answered;
+they are learned from, by the teacher's word, only among others and if asked for (`learns_unlabelled`).
 
 Legend: B batch, N items of a task, A classes that may be named.
 """

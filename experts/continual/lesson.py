@@ -2,8 +2,9 @@
 
     L_CL = L_new + gamma L_distill_old          (proposal, section 2.5)
 
-L_new has the labels, and as teacher a ridge solved from this increment alone; L_distill_old has what is remembered of
-the expert's earlier images, with the expert as it was before. The expert that answers is not touched: a copy learns.
+L_new has the labels, those that are remembered of the expert's earlier images included, and as teacher a ridge solved
+from the same images; an image without a label has the teacher's word alone. L_distill_old has what is remembered, with
+the expert as it was before. The expert that answers is not touched: a copy learns.
 
 Legend: N items, D feature.
 """
@@ -22,6 +23,7 @@ from experts.continual.settings import LearnerConfig
 from experts.data.dataset import class_columns
 from experts.distillation.config import DistillationConfig
 from experts.distillation.data import DistillationData, TeacherLogits
+from experts.distillation.loss import UNLABELLED
 from experts.distillation.run import DistillationRun
 from experts.router.ridge import RouterConfig, solve_ridge
 from experts.router.statistics import ClassStatistics
@@ -43,7 +45,9 @@ class Lesson:
     generation: int
     """It will be, from 1."""
     rows: tuple[int, ...]
-    """Of the increment, that it learns from."""
+    """Of the increment, that it learns from: the labelled ones."""
+    unlabelled: tuple[int, ...] = ()
+    """Of the increment, without a label, that it learns from what the teacher says of them."""
     weights: bytes
     """It begins with."""
     number: int
@@ -63,8 +67,8 @@ class Lesson:
     def run(
         self,
         features_ND: Tensor,
-        labels: Sequence[str],
-        replayed_ND: Tensor,
+        labels: Sequence[str | None],
+        replayed: tuple[Tensor, Sequence[str]],
         config: LearnerConfig,
         generator: torch.Generator,
         *,
@@ -74,38 +78,47 @@ class Lesson:
 
         Args:
             features_ND: Of what it learns from, N at least 1.
-            labels: N class names, all of the expert's.
-            replayed_ND: Features of what is remembered of its earlier images, N possibly 0.
+            labels: N class names, all of the expert's, or None.
+            replayed: Features and class names of what is remembered of its earlier images, N possibly 0.
             config: The learner's.
             generator: Of the batches.
             steps: To take; None for as many as the settings give for so many items.
         """
+        replayed_ND, replayed_labels = replayed
         old = None
         if self.is_update and len(replayed_ND):
             old = DistillationData.from_old_generation(self.module(), replayed_ND)
+            features_ND, labels = torch.cat([features_ND, replayed_ND]), [*labels, *replayed_labels]
         steps = lesson_steps(len(features_ND), config) if steps is None else steps
         distillation: DistillationConfig = dataclasses.replace(config.distillation, steps=steps)
-        data = ridge_taught(features_ND, labels, self.classes, config.router)
+        data = ridge_taught(features_ND, labels, self.classes, config.teacher)
         return DistillationRun(self.module(), data, distillation, generator, replay=old)
 
 
 def lesson_steps(num_items: int, config: LearnerConfig) -> int:
-    """Steps that make so many passes, within the most that a lesson takes."""
+    """Steps that make so many passes, and no fewer than the least, within the most that a lesson takes."""
     in_passes = math.ceil(config.passes * num_items / config.distillation.batch_size)
-    return max(1, min(config.distillation.steps, in_passes))
+    return min(config.distillation.steps, max(config.least_steps, in_passes))
 
 
 def ridge_taught(
-    features_ND: Tensor, labels: Sequence[str], classes: Sequence[str], config: RouterConfig
+    features_ND: Tensor, labels: Sequence[str | None], classes: Sequence[str], config: RouterConfig
 ) -> DistillationData:
     """Items with their labels and the word of a ridge solved from them.
 
     Args:
         features_ND: N at least 1.
-        labels: N class names, all among the student's.
+        labels: N class names, all among the student's, or None for an item of which only the ridge speaks; at least
+            one is named.
         classes: The student's columns.
-        config: Of the ridge.
+        config: Of the ridge; its regulariser is divided by the share of items that have a label.
     """
-    teacher = solve_ridge(ClassStatistics.from_features(features_ND, labels), config)
+    named = [row for row, label in enumerate(labels) if label is not None]
+    names = [str(labels[row]) for row in named]
+    # It is to speak of images that it was not solved from, the more so the fewer have a label.
+    config = dataclasses.replace(config, ridge=config.ridge * len(labels) / len(named))
+    teacher = solve_ridge(ClassStatistics.from_features(features_ND[named], names), config)
     said = TeacherLogits(logits_NK=teacher.scores(features_ND), classes=teacher.classes)
-    return DistillationData.from_teachers(features_ND, class_columns(labels, classes), [said], classes)
+    columns_N = torch.full((len(labels),), UNLABELLED)
+    columns_N[named] = class_columns(names, classes)
+    return DistillationData.from_teachers(features_ND, columns_N, [said], classes)

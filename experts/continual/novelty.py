@@ -9,10 +9,15 @@ to its diagonal. The second term takes away how unusual a row is for any input; 
 images.
 
 A single row tells little, a batch a lot. Held-out rows of what is known say how far the mean of a batch of B of them
-comes by chance: 1,000 batches are drawn from them with replacement (the bootstrap, Efron 1979), and a batch is new if
-its mean distance is above the 99th percentile of theirs. How sure that is depends on the N rows held out, whose own
-mean is off by s / sqrt(N): at N = 2 B, a nominal 1 in 100 false alarms is 3, at N = 16 B it is 1.2. So fewer than
-``min_held_out`` rows give no answer. A class that nobody has seen is new whatever the distance says.
+comes by chance: 1,000 batches are drawn from them with replacement (the bootstrap, Efron 1979). But the N rows held out
+are a sample themselves, whose own mean is off by s / sqrt(N), and whoever has drawn one that lies near has more false
+alarms with every batch: at N = 2 B, 3 instead of 1 in 100 in the mean, and 12 one time in twenty. So the N rows are
+drawn anew as well, and with Q the 99th percentile a batch is new if its mean distance is above
+
+    Q(mean of B rows) + Q(mean of N rows) - mean of the rows held out,
+
+which 1 batch in 100 or fewer of what is known exceed, with 99 of 100 held-out samples. Fewer than ``min_held_out`` rows
+give no answer. A class that nobody has seen is new whatever the distance says.
 
 Legend: B batch, N held-out rows, D feature, C class.
 """
@@ -61,10 +66,10 @@ class NoveltyConfig:
     """Added to both scatters, relative to their mean eigenvalue; above 0."""
 
     quantile: float = 0.99
-    """Share of known batches that are to pass as known, in (0, 1)."""
+    """Share of known batches that are to pass as known, and how sure that is to be of the rows held out, in (0, 1)."""
 
     num_bootstrap: int = 1000
-    """Batches drawn for the threshold, at least 1."""
+    """Batches, and samples of the held-out rows, drawn for the threshold, at least 1."""
 
     min_held_out: int = 128
     """Fewer held-out rows decide nothing; at least 1."""
@@ -252,17 +257,23 @@ class NoveltyDetector:
 
 
 def bootstrap_threshold(distances_N: Tensor, num_rows: int, config: NoveltyConfig, generator: torch.Generator) -> float:
-    """The config's quantile of the means of bootstrap batches.
+    """What the mean of a batch of known rows rarely exceeds, as above.
 
     Args:
         distances_N: Of held-out rows, at least one.
         num_rows: B, rows of each batch.
-        config: How many batches, and which quantile.
+        config: How many are drawn, and which quantile.
         generator: Draws the rows, with replacement.
     """
-    rows = torch.randint(len(distances_N), (config.num_bootstrap, num_rows), generator=generator)
-    means = distances_N[rows].mean(dim=1)
-    return float(torch.quantile(means, config.quantile))
+
+    def quantile_of_means(size: int) -> float:
+        means = [
+            distances_N[torch.randint(len(distances_N), (size,), generator=generator)].mean()
+            for _ in range(config.num_bootstrap)
+        ]
+        return float(torch.quantile(torch.stack(means), config.quantile))
+
+    return quantile_of_means(num_rows) + quantile_of_means(len(distances_N)) - float(distances_N.mean())
 
 
 def pooled(parts: Sequence[Assessment], *, num_labelled: int, unseen_labels: Sequence[str]) -> Assessment:

@@ -100,15 +100,15 @@ class Study:
         """
         assert not self._lessons, "an increment is under way"
         knowledge = self._knowledge
-        if decision.spawn:
-            self._architecture(features_ND.shape[1], len(decision.spawn))  # refused before anything is changed
+        # Refused before anything is changed.
+        architecture = self._architecture(features_ND.shape[1], decision.spawn, context) if decision.spawn else None
         knowledge.replay.require_room(batch.images)
         nearest = knowledge.nearest(features_ND)
         self.num_increments += 1
         self._batch, self._context, self._seen = batch, context, features_ND
         self._learned = knowledge.take_in(batch, features_ND, context)
         try:
-            decision = self._planned(decision, nearest)
+            decision = self._planned(decision, architecture, nearest)
         except TrainingDiverged:
             self._lessons = []
             self._end()
@@ -179,6 +179,7 @@ class Study:
                     "classes": tuple(form["classes"]),
                     "targets": tuple(form["targets"]),
                     "rows": tuple(form["rows"]),
+                    "unlabelled": tuple(form.get("unlabelled", ())),
                     "weights": as_bytes(tensors[f"lesson/{number}"]),
                 }
                 self._lessons.append(Lesson(**{**form, **changed}))
@@ -190,7 +191,7 @@ class Study:
 
     # What is tried
 
-    def _planned(self, decision: Decision, nearest: KnownExpert | None) -> Decision:
+    def _planned(self, decision: Decision, architecture: Architecture | None, nearest: KnownExpert | None) -> Decision:
         """Tries what there is to try, and makes the lessons."""
         updates = [
             lesson
@@ -204,7 +205,16 @@ class Study:
                 self._lessons += updates
         elif decision.action == "update":
             decision = dataclasses.replace(decision, action="reuse", reason="all of its images are held out")
-        return self._spawn(decision, nearest) if decision.spawn else decision
+        if architecture is not None:
+            decision = self._spawn(decision, architecture, nearest)
+        if self._config.learns_unlabelled and self._lessons and len(decision.update) + bool(decision.spawn) == 1:
+            # Of several experts nobody could say which of them an image without a label is for.
+            self._lessons = [dataclasses.replace(self._lessons[0], unlabelled=self._unlabelled())]
+        return decision
+
+    def _unlabelled(self) -> tuple[int, ...]:
+        assert self._batch is not None
+        return tuple(row for row, label in enumerate(self._batch.labels) if label is None)
 
     def _update(self, expert: KnownExpert, classes: Sequence[str]) -> Lesson | None:
         """The lesson that an update would be; None if all of its images are held out."""
@@ -249,13 +259,12 @@ class Study:
             accuracy_now=right_now / num_items, accuracy_updated=right_updated / num_items, num_items=num_items
         )
 
-    def _spawn(self, decision: Decision, nearest: KnownExpert | None) -> Decision:
+    def _spawn(self, decision: Decision, architecture: Architecture, nearest: KnownExpert | None) -> Decision:
         """Makes the lesson of a new expert, begun where a trial shows to be best."""
         classes, features_ND = decision.spawn, self._present()
         rows = self._rows_of(classes)
         if not rows:
             return dataclasses.replace(decision, action="undecided", reason="all of its images are held out")
-        architecture = self._architecture(features_ND.shape[1], len(classes))
         uid = f"expert {self._num_spawned:03}"
         self._num_spawned += 1
         judged, learned = _thirds(rows)
@@ -265,7 +274,7 @@ class Study:
             architecture,
             classes,
             None if nearest is None else _copied(nearest),
-            ridge_taught(features_ND[learned], self._labels(learned), classes, self._config.router),
+            ridge_taught(features_ND[learned], self._labels(learned), classes, self._config.teacher),
             (features_ND[judged], class_columns(self._labels(judged), classes)),
             trial,
             seed=f"{self._seed}/{uid}",
@@ -277,7 +286,7 @@ class Study:
                 uid=uid,
                 architecture=architecture,
                 classes=classes,
-                targets=tuple(sorted({self._knowledge.target_of(name, self._context) for name in classes})),
+                targets=self._targets_of(classes, self._context),
                 context=self._context if self._config.setting == "task-incremental" else None,
                 generation=1,
                 rows=tuple(rows),
@@ -287,22 +296,33 @@ class Study:
         )
         return dataclasses.replace(decision, start=start.evidence)
 
-    def _architecture(self, feature_dim: int, num_classes: int) -> Architecture:
-        return choose_architecture(feature_dim, num_classes, max_parameters=self._config.max_parameters)
+    def _architecture(self, feature_dim: int, classes: Sequence[str], context: str | None) -> Architecture:
+        new_columns = set(self._targets_of(classes, context)) - set(self._knowledge.targets)
+        return choose_architecture(
+            feature_dim,
+            len(classes),
+            max_parameters=self._config.max_parameters,
+            router_columns=len(new_columns),
+        )
+
+    def _targets_of(self, classes: Sequence[str], context: str | None) -> tuple[str, ...]:
+        """What of the router speaks for an expert of these classes, sorted."""
+        return tuple(sorted({self._knowledge.target_of(name, context) for name in classes}))
 
     # Lessons
 
     def _begun(self, lesson: Lesson) -> DistillationRun:
-        return self._run_of(lesson, lesson.rows, purpose="distil", steps=None)
+        return self._run_of(lesson, (*lesson.rows, *lesson.unlabelled), purpose="distil", steps=None)
 
     def _run_of(self, lesson: Lesson, rows: Sequence[int], *, purpose: str, steps: int | None) -> DistillationRun:
         features_ND = self._present()[list(rows)]
-        replayed_ND = features_ND[:0]
+        replayed_ND, replayed_labels = features_ND[:0], tuple[str, ...]()
         if lesson.is_update:
-            images, _ = self._knowledge.replayed(self._knowledge.experts[lesson.uid])
+            images, replayed_labels = self._knowledge.replayed(self._knowledge.experts[lesson.uid])
             replayed_ND = self._features(images) if len(images) else replayed_ND
         generator = self._generator(f"{purpose}/{lesson.number}/{lesson.uid}")
-        return lesson.run(features_ND, self._labels(rows), replayed_ND, self._config, generator, steps=steps)
+        replayed = replayed_ND, replayed_labels
+        return lesson.run(features_ND, self._labels_or_none(rows), replayed, self._config, generator, steps=steps)
 
     def _finish(self, lesson: Lesson, run: DistillationRun) -> None:
         self._run = None
@@ -332,8 +352,12 @@ class Study:
         return self._seen
 
     def _labels(self, rows: Sequence[int]) -> list[str]:
+        """Of labelled rows."""
+        return [str(label) for label in self._labels_or_none(rows)]
+
+    def _labels_or_none(self, rows: Sequence[int]) -> list[str | None]:
         assert self._batch is not None
-        return [str(self._batch.labels[row]) for row in rows]
+        return [self._batch.labels[row] for row in rows]
 
     def _rows_of(self, classes: Sequence[str]) -> list[int]:
         assert self._batch is not None

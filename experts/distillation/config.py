@@ -22,7 +22,11 @@ class DistillationConfig:
     """Items drawn per step, with replacement, at least 1; as many again from replay."""
 
     lr: float = 0.05
-    """SGD learning rate, above 0."""
+    """SGD learning rate, above 0: of the first step, where it decays."""
+
+    decay: bool = False
+    """Whether the rate falls to 0 along half a cosine over the steps. A run that is not averaged with others gains from
+    a higher rate and this; replicas that meet on the way are to be at the same rate whenever they do."""
 
     alpha: float = 0.5
     """Weight of the labels against the teachers, in [0, 1]; 0.3 when peers' shards are skewed."""

@@ -1,7 +1,7 @@
 """A distillation run: an expert descends what labels, teachers and its own old generation say, by plain SGD.
 
     L_CL = L_new + gamma L_distill_old          (proposal, section 2.5)
-    theta <- theta - lr dL_CL/dtheta
+    theta <- theta - lr_t dL_CL/dtheta          lr_t constant, or falling to 0 along half a cosine
 
 The old generation of the expert is the teacher of L_distill_old, on replayed items. How the run is advanced, saved
 and continued: `experts.descent`.
@@ -18,7 +18,7 @@ from experts.descent import DescentRun
 from experts.distillation.config import DistillationConfig
 from experts.distillation.data import DistillationData
 from experts.distillation.loss import distillation_loss
-from experts.optimizers import Sgd
+from experts.optimizers import Sgd, cosine_rate
 
 __all__ = ["DistillationRun"]
 
@@ -55,10 +55,16 @@ class DistillationRun(DescentRun):
             loss = loss + self.config.gamma * self._batch_loss(self._replay)
         return loss
 
+    def _rate(self) -> float:
+        if not self.config.decay:
+            return super()._rate()
+        return cosine_rate(self.config.lr, done=self.steps_done, steps=self.config.steps)
+
     def _terms(self) -> dict[str, object]:
         terms: dict[str, object] = dataclasses.asdict(self.config)
-        # No step depends on how many are to follow.
-        del terms["steps"]
+        if not self.config.decay:
+            # No step depends on how many are to follow. Runs that were saved before rates decayed have neither word.
+            del terms["steps"], terms["decay"]
         terms["optimizer"] = "sgd"
         terms["num_items"] = len(self._data.features_ND)
         terms["num_replayed"] = 0 if self._replay is None else len(self._replay.features_ND)

@@ -4,6 +4,7 @@ Legend: B batch, N items of the task, C class.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,6 +81,8 @@ def train(
     config: TrainingConfig,
     generator: torch.Generator,
     objective: Objective | None = None,
+    *,
+    on_epoch: Callable[[int], None] | None = None,
 ) -> int:
     """Train the network in place.
 
@@ -89,6 +92,7 @@ def train(
         config: How.
         generator: Of the order of items; a fresh one each epoch.
         objective: What is descended; None for the cross-entropy alone.
+        on_epoch: Called after each epoch with its number, from 1; None for nobody.
 
     Returns: FLOPs spent, backward passes included.
 
@@ -110,6 +114,8 @@ def train(
                 schedule.step()
             if epoch == 0:
                 objective.learned(batch)
+        if on_epoch is not None:
+            on_epoch(epoch + 1)
     return flops
 
 

@@ -23,6 +23,7 @@ from experts.evaluation.baselines.network import NetworkSetup
 from experts.evaluation.baselines.routed_experts import RoutedConfig, RoutedExperts
 from experts.evaluation.baselines.router_argmax import RouterArgmax
 from experts.evaluation.baselines.sequential import SequentialBaseline
+from experts.evaluation.baselines.task_networks import TaskNetworks
 from experts.evaluation.inputs import Inputs, PixelInputs
 from experts.evaluation.metrics import accuracy
 from experts.evaluation.networks import feature_head, mlp_100_100, reference_cnn
@@ -355,3 +356,37 @@ def test_the_best_of_the_allowed_columns_is_the_answer(data: st.DataObject) -> N
 def test_a_row_without_any_score_is_no_answer() -> None:
     assert named_answers(torch.tensor([[1.0, 2.0], [-torch.inf, -torch.inf]]), ("a", "b")) is None
     assert named_answers(torch.empty(3, 0), ()) is None
+
+
+def task_networks(epochs: int = 12, held_out_ratio: float = 0.25) -> TaskNetworks:
+    config = TrainingConfig(epochs=epochs, batch_size=8, lr=0.003, optimizer="adam")
+    inputs = PixelInputs(channels=1, pixels=8)
+    return TaskNetworks(inputs, mlp_100_100, config, seed=0, held_out_ratio=held_out_ratio)
+
+
+def test_a_network_a_task_answers_for_its_own_classes_and_forgets_nothing() -> None:
+    subject = task_networks()
+    first, second = ("east", "north"), ("south", "west")
+    subject.learn(task(*first))
+    before = subject.scores(task(*first, seed=9).images, first)
+    subject.learn(task(*second))
+    assert torch.equal(subject.scores(task(*first, seed=9).images, first), before)
+    assert bool(torch.isneginf(subject.scores(task(*first).images, ("nobody",))).all())
+    for classes in (first, second):
+        test = task(*classes, seed=9)
+        answers = named_answers(subject.scores(test.images, classes), classes)
+        assert answers is not None
+        assert accuracy(answers, test.labels) > 0.95
+    held = subject.holdings()
+    assert (held.num_parameters, held.kept_bytes) == (2 * held.num_updated, 0)
+
+
+def test_of_a_networks_epochs_the_first_of_the_best_is_kept() -> None:
+    # One epoch of this is right on all that is held out, or later ones would be kept.
+    subject, once = task_networks(epochs=8), task_networks(epochs=8)
+    subject.learn(task("east", "north", size=200))
+    once.learn(task("east", "north", size=200))
+    assert subject.best_epochs == once.best_epochs
+    assert subject.best_epochs[0] < 8
+    with pytest.raises(SettingOutOfRange):
+        task_networks(held_out_ratio=1.0)

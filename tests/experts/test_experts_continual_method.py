@@ -9,7 +9,7 @@ from continual_examples import features, images_of, settings
 
 from experts.data.dataset import ImageDataset
 from experts.errors import SettingOutOfRange
-from experts.evaluation.baselines.continual_learner import ContinualMethod
+from experts.evaluation.baselines.continual_learner import ContinualMethod, Labelling
 from experts.evaluation.inputs import Inputs
 from experts.evaluation.runner import kept_run, run_scenario
 from experts.evaluation.scenarios.base import Scenario, ScenarioTask
@@ -101,3 +101,21 @@ def test_a_finished_run_is_kept_like_that_of_any_method(tmp_path: Path) -> None:
 def test_a_batch_of_nothing_is_refused() -> None:
     with pytest.raises(SettingOutOfRange):
         method(stream_batch=0)
+
+
+def test_some_labels_are_those_of_the_same_images_with_the_others_and_without_them() -> None:
+    given = [
+        method(labelling=Labelling(ratio=0.3, gives_others=others))._given(by_class().tasks[0].train)
+        for others in (True, False)
+    ]
+    named = [[label for label in labels if label is not None] for _, labels in given]
+    assert named[0] == named[1]
+    assert [len(images) for images, _ in given] == [320, len(named[0])]
+    assert 60 < len(named[0]) < 135
+    with pytest.raises(SettingOutOfRange):
+        Labelling(ratio=0.0, gives_others=True)
+
+
+def test_a_learner_that_gets_few_labels_learns_the_classes() -> None:
+    subject = method(labelling=Labelling(ratio=0.3, gives_others=True))
+    assert run_scenario(subject, by_class()).matrix.average_accuracy() > 0.85

@@ -286,3 +286,32 @@ def test_a_module_that_shares_a_parameter_updates_it_once() -> None:
             in_the_plainest_way(run, None, data)
         weights.append(module.first.weight.detach())
     assert torch.equal(*weights)
+
+
+def test_a_rate_that_decays_ends_at_nothing_and_begins_at_lr() -> None:
+    decaying, constant = run_of("both", steps=40, decay=True), run_of("both", steps=40)
+    moved = []
+    for run in (decaying, constant):
+        before, sizes = flat_parameters(run.module).clone(), []
+        for _ in run:
+            after = flat_parameters(run.module)
+            sizes.append(float((after - before).norm()))
+            before = after.clone()
+        moved.append(sizes)
+    assert moved[0][0] == moved[1][0]
+    assert moved[0][-1] < 0.02 * moved[1][-1]
+
+
+def test_a_run_that_decays_is_continued_under_as_many_steps_only() -> None:
+    whole, half = run_of("both", steps=20, decay=True), run_of("both", steps=20, decay=True)
+    for _ in whole:
+        pass
+    for _ in range(8):
+        half.step()
+    resumed = run_of("both", seed=1, steps=20, decay=True)
+    resumed.load_bytes(half.to_bytes())
+    for _ in resumed:
+        pass
+    assert torch.equal(flat_parameters(resumed.module), flat_parameters(whole.module))
+    with pytest.raises(CorruptState, match="steps was 20"):
+        run_of("both", steps=30, decay=True).load_bytes(half.to_bytes())

@@ -128,14 +128,61 @@ def test_images_without_labels_are_assessed_and_nothing_is_learned_from_them() -
     assert subject.to_bytes() == before
 
 
-def test_images_without_labels_among_others_are_left_out() -> None:
+def partly_labelled(classes: tuple[str, ...], count: int, every: int) -> tuple[np.ndarray, list[str | None]]:
+    images, labels = images_of(classes, count, 1)
+    return images, [label if row // len(classes) % every == 0 else None for row, label in enumerate(labels)]
+
+
+def test_images_without_labels_among_others_are_in_no_statistics_and_no_memory() -> None:
     subject = learner()
-    images, labels = images_of(("east", "north"), 160, 1)
-    decision = subject.learn_task(images, [label if row % 2 else None for row, label in enumerate(labels)])
+    images, labels = partly_labelled(("east", "north"), 160, 2)
+    decision = subject.learn_task(images, labels)
     assert decision.assessment.num_labelled == 80
     subject.run()
-    assert subject.knowledge.statistics is not None
-    assert subject.knowledge.statistics.num_samples + subject.knowledge.num_held_out == 80
+    known = subject.knowledge
+    assert known.statistics is not None
+    assert known.statistics.num_samples + known.num_held_out == 80
+    remembered = {image_digest(image) for image in known.replay.images}
+    assert not remembered & {image_digest(image) for image, label in zip(images, labels, strict=True) if label is None}
+
+
+def test_images_without_labels_are_learned_from_by_the_one_expert_that_they_can_be_for() -> None:
+    both = learner(learns_unlabelled=True), learner()
+    images, labels = partly_labelled(("east", "north"), 320, 8)
+    alone = [row for row, label in enumerate(labels) if label is not None]
+    both[0].learn_task(images, labels)
+    both[1].learn_task(images[alone], [labels[row] for row in alone])
+    for subject in both:
+        subject.run()
+    weights = [subject.knowledge.experts["expert 000"].module.state_dict()["hidden.weight"] for subject in both]
+    assert not torch.equal(*weights)
+    assert accuracy(both[0], ("east", "north"), ("east", "north")) > 0.95
+
+
+@pytest.mark.parametrize("min_gain", [-1.0, 1.0])
+def test_images_without_labels_are_left_out_where_they_may_be_for_several_experts(min_gain: float) -> None:
+    both = learner(min_gain=min_gain, learns_unlabelled=True), learner(min_gain=min_gain)
+    for subject in both:
+        taught(subject, ("east", "north"), 1)
+    images, labels = partly_labelled(("east", "middle", "north"), 360, 3)
+    alone = [row for row, label in enumerate(labels) if label is not None]
+    first = both[0].learn_task(images, labels)
+    second = both[1].learn_task(images[alone], [labels[row] for row in alone])
+    assert (first.action, dict(first.update)) == (second.action, dict(second.update))
+    for subject in both:
+        subject.run()
+    for uid in ("expert 000", "expert 001"):
+        mine, other = (subject.knowledge.experts[uid].module.state_dict() for subject in both)
+        assert all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def test_what_is_remembered_is_learned_again_with_its_label() -> None:
+    # One class comes back alone: an update from it and the old expert's word must not lose the other.
+    subject = learner(min_gain=-1.0)
+    taught(subject, ("east", "north"), 1)
+    taught(subject, ("east",), 2)
+    assert subject.knowledge.experts["expert 000"].generation == 2
+    assert accuracy(subject, ("east", "north"), ("east", "north")) > 0.95
 
 
 def stream(subject: ContinualLearner, plan: list[tuple[tuple[str, ...], bool, int]], seed: int = 50) -> list[Decision]:

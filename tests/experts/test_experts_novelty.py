@@ -81,8 +81,8 @@ def test_samples_that_do_not_vary_have_no_distance() -> None:
 def test_the_threshold_is_a_quantile_of_means_and_falls_as_batches_grow() -> None:
     found = detector()
     distances = MahalanobisScore(known(), ridge=1e-3).distances(torch.cat([rows("a", 200, 1), rows("b", 200, 1)]))
-    # The central limit: mean + 2.326 s / sqrt(B).
-    expected = float(distances.mean() + 2.326 * distances.std() / 8)
+    # The central limit: mean + 2.326 s / sqrt(B) of the batch, and as much for s / sqrt(N) of the held-out rows.
+    expected = float(distances.mean() + 2.326 * distances.std() * (1 / 8 + 1 / 20))
     assert found.threshold(64) == pytest.approx(expected, abs=0.1 * float(distances.std()))
     assert found.threshold(8) > found.threshold(64) > found.threshold(256)  # type: ignore[operator]
 
@@ -97,6 +97,18 @@ def test_with_a_quantile_of_half_half_of_the_bootstrap_batches_pass() -> None:
 def test_thresholds_do_not_depend_on_the_order_in_which_sizes_are_asked_for() -> None:
     first, second = detector(), detector()
     assert (first.threshold(64), first.threshold(10)) == (second.threshold(10), second.threshold(64))[::-1]
+
+
+def test_false_alarms_are_rare_whichever_few_rows_were_held_out() -> None:
+    # With 2 B rows held out, plain percentiles have more than 1 false alarm in 20 for many a sample of them.
+    drawn = torch_generator(0, "normal")
+    rates = []
+    for number in range(40):
+        held_out_N = torch.randn(128, generator=drawn, dtype=torch.float64)
+        threshold = bootstrap_threshold(held_out_N, 64, NoveltyConfig(), torch_generator(number, "b"))
+        batches = torch.randn(2000, 64, generator=drawn, dtype=torch.float64).mean(dim=1)
+        rates.append(float((batches > threshold).double().mean()))
+    assert sum(rate > 0.015 for rate in rates) <= 2
 
 
 def test_pure_batches_are_told_apart_with_few_false_alarms() -> None:

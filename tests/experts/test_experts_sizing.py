@@ -23,12 +23,15 @@ def test_the_reference_is_the_reference_task_model() -> None:
     assert sum(parameter.numel() for parameter in network.parameters()) == REFERENCE_PARAMETERS
 
 
-@pytest.mark.parametrize(("dim", "classes", "hidden"), [(640, 2, 8), (640, 10, 16), (2160, 2, 5), (2160, 10, 5)])
-def test_sizes_on_the_trunks_in_use_stay_within_the_budget(dim: int, classes: int, hidden: int) -> None:
-    chosen = choose_architecture(dim, classes)
+@pytest.mark.parametrize(
+    ("dim", "classes", "columns", "hidden"),
+    [(640, 2, 2, 10), (640, 10, 1, 18), (640, 10, 10, 9), (2160, 2, 2, 3), (2160, 10, 1, 4)],
+)
+def test_sizes_on_the_trunks_in_use_stay_within_the_budget(dim: int, classes: int, columns: int, hidden: int) -> None:
+    chosen = choose_architecture(dim, classes, router_columns=columns)
     assert isinstance(chosen, MlpArchitecture)
     assert chosen.hidden == hidden
-    assert chosen.num_parameters <= DEFAULT_MAX_PARAMETERS
+    assert chosen.num_parameters + columns * (dim + 1) <= DEFAULT_MAX_PARAMETERS
 
 
 @pytest.mark.parametrize("budget", range(30, 400, 7))
@@ -37,13 +40,19 @@ def test_no_choice_exceeds_its_budget_and_one_more_unit_would(budget: int) -> No
     assert chosen.num_parameters <= budget
     if isinstance(chosen, LinearArchitecture):
         assert MlpArchitecture(feature_dim=10, hidden=2, num_classes=2).num_parameters > budget
-    elif isinstance(chosen, MlpArchitecture) and chosen.hidden < 8:
+    elif isinstance(chosen, MlpArchitecture) and chosen.hidden < 10:
         assert MlpArchitecture(feature_dim=10, hidden=chosen.hidden + 1, num_classes=2).num_parameters > budget
 
 
 def test_a_budget_for_nothing_is_refused() -> None:
     with pytest.raises(SettingOutOfRange, match="22"):
         choose_architecture(10, 2, max_parameters=21)
+
+
+def test_what_the_router_takes_is_not_left_for_the_expert() -> None:
+    assert choose_architecture(10, 2, max_parameters=44, router_columns=2).num_parameters <= 22
+    with pytest.raises(SettingOutOfRange, match="44 of a linear expert for 2 classes with 2 columns"):
+        choose_architecture(10, 2, max_parameters=43, router_columns=2)
 
 
 def items(seed: int, *, flipped: bool = False, count: int = 80) -> tuple[torch.Tensor, torch.Tensor]:

@@ -177,6 +177,28 @@ async def test_an_expert_with_replicas_at_peers_is_erased_here_and_the_replicas_
         assert here.node.state.ledger.generations(uid) == ()
 
 
+@pytest.mark.parametrize("placed", [False, True])
+async def test_an_expert_that_came_back_from_a_peer_may_know_what_was_learned_before_it_went(
+    tmp_path: Path, placed: bool
+) -> None:
+    network = memory_network()
+    async with forgetting_node(network, "a", tmp_path) as here, memory_node(network, "b", tmp_path) as b:
+        await here.learn("gone", GONE)
+        await here.learn("other", OTHER)
+        uid, unlike = uid_of("0", "1"), (await b.spawn("8", "9")).uid
+        await announce_all((here.node, b))
+        await b.replicas.pull(uid)
+        await here.node.host.drop(uid, unwanted=False)
+        await announce_all((here.node, b))
+        for pulled in (uid, unlike):
+            await here.node.replicas.pull(pulled, placed=placed)
+        report = await here.forget(task="gone")
+        assert [fate.uid for fate in report.retired] == [uid]
+        assert "not known which tasks" in report.retired[0].reason
+        assert here.node.host.find(uid) is None
+        assert here.node.host.experts.keys() == {uid_of("2", "3"), unlike}
+
+
 async def test_a_successor_gives_its_place_back_to_what_never_learned_the_task(tmp_path: Path) -> None:
     network = memory_network()
     async with forgetting_node(network, "a", tmp_path) as here:

@@ -11,6 +11,7 @@ Legend: N images, D feature, A classes that may be named.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,7 +29,29 @@ from experts.evaluation.baselines.ridge_state import ridge_flops
 from experts.evaluation.cost import Holdings, count_flops
 from experts.evaluation.inputs import Inputs
 
-__all__ = ["ContinualMethod"]
+__all__ = ["ContinualMethod", "Labelling"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labelling:
+    """Which images come with their labels: some of them, by their digests.
+
+    Raises:
+        SettingOutOfRange: If the ratio is outside its range.
+    """
+
+    ratio: float
+    """Share of images with a label, in (0, 1]."""
+    gives_others: bool
+    """Whether the others come as well, without theirs."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.ratio <= 1.0:
+            raise SettingOutOfRange("ratio", self.ratio, allowed="in (0, 1]")
+
+    def tells(self, image: NDArray[np.uint8]) -> bool:
+        """Whether this one has its label; independent of whether it would be held out."""
+        return int.from_bytes(image_digest(image)[:4]) < self.ratio * 2**32
 
 
 class ContinualMethod(Baseline):
@@ -42,6 +65,7 @@ class ContinualMethod(Baseline):
         seed: int,
         stream_batch: int | None = None,
         told: bool = False,
+        labelling: Labelling | None = None,
     ) -> None:
         """
         Args:
@@ -50,6 +74,7 @@ class ContinualMethod(Baseline):
             seed: The learner's.
             stream_batch: Images of a batch, at least 1, if they come as a stream; None for whole tasks.
             told: Whether each domain is said to be a new one; where tasks are told it makes no difference.
+            labelling: Which labels it gets; None for all.
 
         Raises:
             SettingOutOfRange: If ``stream_batch`` is below 1.
@@ -57,6 +82,7 @@ class ContinualMethod(Baseline):
         super().__init__()
         if stream_batch is not None and stream_batch < 1:
             raise SettingOutOfRange("stream_batch", stream_batch, allowed="at least 1")
+        self._labelling = labelling
         self.name = "continual learner" if stream_batch is None else "continual learner, stream"
         self._inputs = inputs
         self._config = config
@@ -91,21 +117,32 @@ class ContinualMethod(Baseline):
         )
 
     def _learn(self, task: ImageDataset) -> None:
-        self._look_at(task.images)
+        images, labels = self._given(task)
+        self._look_at(images)
         before = {uid: expert.generation for uid, expert in self.learner.knowledge.experts.items()}
         if self._stream_batch is None:
             name = f"task {self._num_tasks:03}" if self._told else None
-            self.decisions.append(self.learner.learn_task(task.images, task.labels, task=name))
+            self.decisions.append(self.learner.learn_task(images, labels, task=name))
         else:
-            for start in range(0, len(task), self._stream_batch):
+            for start in range(0, len(images), self._stream_batch):
                 rows = slice(start, start + self._stream_batch)
                 self._take_lessons()
-                self.decisions += self.learner.observe(task.images[rows], task.labels[rows]).decisions
+                self.decisions += self.learner.observe(images[rows], labels[rows]).decisions
             self._take_lessons()
             self.decisions += self.learner.flush()
         self._take_lessons()
         self._num_tasks += 1
-        self._count(task, before)
+        self._count(len(images), before)
+
+    def _given(self, task: ImageDataset) -> tuple[NDArray[np.uint8], tuple[str | None, ...]]:
+        """The images it gets, and the labels of those whose it gets."""
+        if self._labelling is None:
+            return task.images, task.labels
+        told = [self._labelling.tells(image) for image in task.images]
+        if self._labelling.gives_others:
+            return task.images, tuple(label if tells else None for label, tells in zip(task.labels, told, strict=True))
+        alone = task.select([row for row, tells in enumerate(told) if tells])
+        return alone.images, alone.labels
 
     def _take_lessons(self) -> None:
         trials = self.learner.steps_taken
@@ -116,14 +153,14 @@ class ContinualMethod(Baseline):
                 self.learner.step()
         self._flops += (self.learner.steps_taken - trials) * self._flops_per_step
 
-    def _count(self, task: ImageDataset, before: dict[str, int]) -> None:
+    def _count(self, num_images: int, before: dict[str, int]) -> None:
         knowledge = self.learner.knowledge
         changed = [expert for uid, expert in knowledge.experts.items() if before.get(uid) != expert.generation]
         self._num_updated = sum(expert.architecture.num_parameters for expert in changed)
         self._sent_bytes += 4 * self._num_updated
         if knowledge.statistics is not None:
             self._sent_bytes += len(knowledge.statistics.to_bytes())
-            self._flops += ridge_flops(len(task), knowledge.statistics.feature_dim, len(knowledge.targets))
+            self._flops += ridge_flops(num_images, knowledge.statistics.feature_dim, len(knowledge.targets))
 
     def _look_at(self, images: NDArray[np.uint8]) -> None:
         """Features of a whole task once: parts of it are asked for again and again."""

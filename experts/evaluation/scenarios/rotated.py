@@ -6,6 +6,7 @@ tested.
 Legend: B batch, H height, W width.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -14,10 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from experts.data.dataset import ImageDataset
 from experts.data.idx import FASHION_MNIST_CLASSES
-from experts.errors import SettingOutOfRange
-from experts.evaluation.scenarios.base import Scenario, ScenarioTask, shuffled
+from experts.evaluation.scenarios.base import Scenario
+from experts.evaluation.scenarios.dealt import dealt_domains
 from experts.evaluation.scenarios.split import Parts
 
 __all__ = ["ANGLES", "rotated_fashion_mnist", "rotated_images"]
@@ -43,22 +43,15 @@ def rotated_fashion_mnist(
     Raises:
         SettingOutOfRange: If ``images_per_domain`` is below 1, or more than there are.
     """
-    train, test = parts
-    if not 1 <= images_per_domain <= len(train):
-        raise SettingOutOfRange("images_per_domain", images_per_domain, allowed=f"1 to {len(train)}")
-    rows = np.array(shuffled(range(len(train)), order, "rotated-fashion-mnist/images"))
-    tasks = []
-    for number, angle in enumerate(angles):
-        dealt = train.select(rows[(number * images_per_domain + np.arange(images_per_domain)) % len(train)])
-        tasks.append(
-            ScenarioTask(
-                name=f"{angle:g} degrees",
-                train=ImageDataset(rotated_images(dealt.images, angle), dealt.labels),
-                test=ImageDataset(rotated_images(test.images, angle), test.labels),
-                classes=FASHION_MNIST_CLASSES,
-            )
-        )
-    return Scenario(name="rotated-fashion-mnist", kind="domain-incremental", tasks=tuple(tasks))
+    domains = [(f"{angle:g} degrees", functools.partial(rotated_images, degrees=angle)) for angle in angles]
+    return dealt_domains(
+        "rotated-fashion-mnist",
+        parts,
+        domains,
+        classes=FASHION_MNIST_CLASSES,
+        order=order,
+        images_per_domain=images_per_domain,
+    )
 
 
 def rotated_images(images: NDArray[np.uint8], degrees: float) -> NDArray[np.uint8]:
