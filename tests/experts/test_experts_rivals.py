@@ -8,8 +8,9 @@ from torch import nn
 from experts.errors import SettingOutOfRange
 from experts.evaluation.baselines.derpp import DarkReplay, DarkReplayConfig
 from experts.evaluation.baselines.ewc import Consolidated, EwcBaseline
-from experts.evaluation.baselines.icarl import IcarlBaseline, Sigmoids, nearest_mean_scores, soft_targets
+from experts.evaluation.baselines.icarl import IcarlBaseline, Sigmoids, soft_targets
 from experts.evaluation.baselines.lwf import LwfBaseline, Remembered
+from experts.evaluation.baselines.nearest_mean import nearest_mean_scores
 from experts.evaluation.baselines.network import NetworkSetup
 from experts.evaluation.inputs import PixelInputs
 from experts.evaluation.networks import feature_head, mlp_100_100, without_classifier
