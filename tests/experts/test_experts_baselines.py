@@ -19,15 +19,20 @@ from experts.evaluation.baselines.ewc import EwcBaseline
 from experts.evaluation.baselines.icarl import IcarlBaseline
 from experts.evaluation.baselines.joint import JointBaseline
 from experts.evaluation.baselines.lwf import LwfBaseline
+from experts.evaluation.baselines.moe import MixtureBaseline, gated_network
+from experts.evaluation.baselines.monolithic import MonolithicBaseline
+from experts.evaluation.baselines.nearest_mean import NearestMean
 from experts.evaluation.baselines.network import NetworkSetup
 from experts.evaluation.baselines.routed_experts import RoutedConfig, RoutedExperts
 from experts.evaluation.baselines.router_argmax import RouterArgmax
 from experts.evaluation.baselines.sequential import SequentialBaseline
+from experts.evaluation.baselines.slda import StreamingLda
 from experts.evaluation.baselines.task_networks import TaskNetworks
 from experts.evaluation.inputs import Inputs, PixelInputs
 from experts.evaluation.metrics import accuracy
 from experts.evaluation.networks import feature_head, mlp_100_100, reference_cnn
 from experts.evaluation.training import TrainingConfig
+from experts.router.features import ReluFeaturesConfig
 from experts.router.ridge import RouterConfig
 
 PLACES = {"east": (1, 5), "north": (0, 3), "south": (5, 3), "west": (3, 0)}
@@ -76,6 +81,8 @@ def baseline(kind: str, seed: int = 0) -> Baseline:
     dark = DarkReplayConfig(capacity=20, alpha=0.2, beta=1.0)
     # A mean over columns is a small step.
     brisk = TrainingConfig(epochs=20, batch_size=8, lr=0.3)
+    mixed = on_pixels(gated_network(num_experts=3, expert_hidden=12, router_hidden=8, input_scale=1.0))
+    projection = ReluFeaturesConfig(feature_dim=64, width=40, start=0, stop=64, seed=seed)
     makers: dict[str, Callable[[], Baseline]] = {
         "sequential": lambda: SequentialBaseline(on_pixels(), config, seed=seed),
         "joint": lambda: JointBaseline(on_pixels(), adam, seed=seed),
@@ -86,6 +93,12 @@ def baseline(kind: str, seed: int = 0) -> Baseline:
         "LwF": lambda: LwfBaseline(on_pixels(), config, seed=seed),
         "iCaRL": lambda: IcarlBaseline(on_pixels(), brisk, capacity=21, mirrored=True, seed=seed),
         "iCaRL on features": lambda: IcarlBaseline(on_features, brisk, capacity=21, seed=seed),
+        "monolithic": lambda: MonolithicBaseline(on_pixels(), config, seed=seed),
+        "central": lambda: MonolithicBaseline(on_features, adam, keeps_all=True, seed=seed),
+        "mixture": lambda: MixtureBaseline(mixed, brisk, seed=seed),
+        "nearest mean": lambda: NearestMean(FlatInputs()),
+        "SLDA": lambda: StreamingLda(FlatInputs()),
+        "projected": lambda: RouterArgmax(FlatInputs(), RouterConfig(ridge=1e-2), projection=projection),
         "router argmax": lambda: RouterArgmax(FlatInputs(), RouterConfig(ridge=1e-2)),
         "router argmax by task": lambda: RouterArgmax(FlatInputs(), RouterConfig(ridge=1e-2), by_task=True),
         "routed experts": lambda: routed(seed=seed),
@@ -93,9 +106,11 @@ def baseline(kind: str, seed: int = 0) -> Baseline:
     return makers[kind]()
 
 
-NETWORKS = ("sequential", "joint", "ER", "ER on features", "DER++", "EWC", "LwF", "iCaRL", "iCaRL on features")
+KEEPING_NETWORKS = ("joint", "ER", "ER on features", "DER++", "iCaRL", "iCaRL on features", "central")
+NETWORKS = ("sequential", "EWC", "LwF", "monolithic", "mixture", *KEEPING_NETWORKS)
 OURS = ("router argmax", "router argmax by task", "routed experts")
-KEEPING = ("joint", "ER", "ER on features", "DER++", "iCaRL", "iCaRL on features", *OURS)
+KEEPING = (*KEEPING_NETWORKS, "nearest mean", "SLDA", "projected", *OURS)
+UNTRAINED = ("nearest mean", "SLDA", "projected")
 
 
 def score(learner: Baseline, test: ImageDataset) -> float:
@@ -106,7 +121,7 @@ FIRST, SECOND = task("north", "west"), task("east", "south")
 FIRST_TEST, SECOND_TEST = task("north", "west", seed=1), task("east", "south", seed=1)
 
 
-@pytest.mark.parametrize("kind", [*NETWORKS, *OURS])
+@pytest.mark.parametrize("kind", [*NETWORKS, *UNTRAINED, *OURS])
 def test_only_classes_seen_are_predicted(kind: str) -> None:
     learner = baseline(kind)
     learner.learn(FIRST)
@@ -133,7 +148,7 @@ def test_a_method_that_keeps_something_keeps_all_tasks(kind: str) -> None:
     assert score(learner, FIRST_TEST) > 0.9
 
 
-@pytest.mark.parametrize("kind", [*NETWORKS, *OURS])
+@pytest.mark.parametrize("kind", [*NETWORKS, *UNTRAINED, *OURS])
 def test_an_answer_is_among_the_classes_that_may_be_named(kind: str) -> None:
     learner = baseline(kind)
     learner.learn(FIRST)
@@ -180,7 +195,7 @@ def test_features_have_no_mirror_image() -> None:
         IcarlBaseline(on_features, TrainingConfig(), capacity=20, mirrored=True, seed=0)
 
 
-@pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize("kind", [*UNTRAINED, *OURS])
 def test_what_has_no_column_for_a_class_gives_no_answer_and_a_network_always_does(kind: str) -> None:
     learner, network = baseline(kind), baseline("ER on features")
     for method in (learner, network):
