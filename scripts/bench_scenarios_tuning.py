@@ -60,8 +60,8 @@ _DARK = [
 ]
 CANDIDATES: Mapping[str, Sequence[Settings]] = {
     "SGD": _BY_RATE,
-    "EWC": [Settings(lr=rate, strength=s) for rate, s in itertools.product((0.003, 0.01), (10.0, 100.0, 1000.0))],
-    "LwF": [Settings(lr=rate, strength=s) for rate, s in itertools.product((0.003, 0.01, 0.03), (1.0, 3.0))],
+    "EWC": [Settings(lr=rate, strength=s) for rate, s in itertools.product((0.003, 0.01), (100.0, 1000.0, 10000.0))],
+    "LwF": [Settings(lr=rate, strength=s) for rate, s in itertools.product((0.001, 0.003, 0.01), (1.0, 3.0))],
     "iCaRL 200": [Settings(lr=rate) for rate in (0.03, 0.1, 0.3, 1.0, 2.0, 4.0)],
     "iCaRL 500": [Settings(lr=rate) for rate in (0.03, 0.1, 0.3, 1.0, 2.0, 4.0)],
     "ER 200": _BY_RATE,

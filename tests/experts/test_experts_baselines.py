@@ -284,6 +284,44 @@ def test_a_further_task_adds_one_expert_and_changes_no_other() -> None:
     assert torch.allclose(*shares, atol=1e-6)
 
 
+@pytest.mark.parametrize("gates", ["router", "uniform", "random", "hash", "energy"])
+def test_only_gates_that_know_the_tasks_find_the_right_expert(gates: str) -> None:
+    config = RoutedConfig(
+        router=RouterConfig(ridge=1e-2),
+        distillation=DistillationConfig(steps=150),
+        hidden=8,
+        target="classes",
+        gates=gates,  # type: ignore[arg-type]
+    )
+    learner = RoutedExperts(FlatInputs(), config, seed=0)
+    learner.learn(FIRST)
+    learner.learn(SECOND)
+    # Told the task, any of them is right: there is one expert to ask.
+    told = named_answers(learner.scores(FIRST_TEST.images, FIRST.classes), FIRST.classes)
+    assert told is not None
+    assert accuracy(told, FIRST_TEST.labels) > 0.9
+    both = (score(learner, FIRST_TEST) + score(learner, SECOND_TEST)) / 2
+    if gates == "router":
+        assert both > 0.9
+    elif gates in ("random", "hash"):
+        assert 0.25 < both < 0.75
+
+
+def test_a_router_may_see_random_features_that_experts_do_not() -> None:
+    projection = ReluFeaturesConfig(feature_dim=64, width=40, start=0, stop=64)
+    config = RoutedConfig(
+        router=RouterConfig(ridge=1e-2),
+        distillation=DistillationConfig(steps=150),
+        hidden=8,
+        target="classes",
+        projection=projection,
+    )
+    learner = RoutedExperts(FlatInputs(), config, seed=0)
+    learner.learn(FIRST)
+    assert score(learner, FIRST_TEST) > 0.9
+    assert learner.holdings().num_parameters == (64 + 40 + 1) * 2 + 65 * 8 + 9 * 2
+
+
 def test_training_twice_as_long_costs_twice_the_flops() -> None:
     flops = []
     for epochs in (1, 2):
@@ -349,7 +387,7 @@ def test_settings_out_of_range_are_refused(setting: dict[str, object]) -> None:
         TrainingConfig(**setting)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("setting", [{"hidden": 0}, {"target": "domains"}])
+@pytest.mark.parametrize("setting", [{"hidden": 0}, {"target": "domains"}, {"gates": "oracle"}])
 def test_settings_of_routed_experts_out_of_range_are_refused(setting: dict[str, object]) -> None:
     given_ = {"router": RouterConfig(), "distillation": DistillationConfig(), "hidden": 8, "target": "tasks", **setting}
     with pytest.raises(SettingOutOfRange):
