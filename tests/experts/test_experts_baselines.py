@@ -6,11 +6,22 @@ import equations
 import numpy as np
 import pytest
 import torch
+from baseline_examples import (
+    CLASSES,
+    FIRST,
+    FIRST_TEST,
+    PLACES,
+    SECOND,
+    SECOND_TEST,
+    FlatInputs,
+    on_pixels,
+    routed,
+    score,
+    task,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experts.data.dataset import ImageDataset
-from experts.distillation.config import DistillationConfig
 from experts.errors import NothingToLearnFrom, SettingOutOfRange
 from experts.evaluation.baselines.base import Baseline, named_answers
 from experts.evaluation.baselines.derpp import DarkReplayBaseline, DarkReplayConfig
@@ -23,55 +34,14 @@ from experts.evaluation.baselines.moe import MixtureBaseline, gated_network
 from experts.evaluation.baselines.monolithic import MonolithicBaseline
 from experts.evaluation.baselines.nearest_mean import NearestMean
 from experts.evaluation.baselines.network import NetworkSetup
-from experts.evaluation.baselines.routed_experts import RoutedConfig, RoutedExperts
 from experts.evaluation.baselines.router_argmax import RouterArgmax
 from experts.evaluation.baselines.sequential import SequentialBaseline
 from experts.evaluation.baselines.slda import StreamingLda
-from experts.evaluation.baselines.task_networks import TaskNetworks
-from experts.evaluation.inputs import Inputs, PixelInputs
 from experts.evaluation.metrics import accuracy
-from experts.evaluation.networks import feature_head, mlp_100_100, reference_cnn
+from experts.evaluation.networks import feature_head, reference_cnn
 from experts.evaluation.training import TrainingConfig
 from experts.router.features import ReluFeaturesConfig
 from experts.router.ridge import RouterConfig
-
-PLACES = {"east": (1, 5), "north": (0, 3), "south": (5, 3), "west": (3, 0)}
-CLASSES = tuple(sorted(PLACES))
-
-
-class FlatInputs(Inputs):
-    """Pixels as a stand-in for a trunk's features."""
-
-    shape = (64,)
-    flops_per_image = 7
-
-    def __call__(self, images: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(images.reshape(len(images), 64).astype(np.float32) / 128 - 1)
-
-
-def task(*classes: str, seed: int = 0, size: int = 24, inverted: bool = False) -> ImageDataset:
-    """Noise with one bright block whose place is the class."""
-    draw = np.random.default_rng(seed)
-    images = draw.integers(0, 60, (size * len(classes), 8, 8), dtype=np.uint8)
-    labels = [classes[i % len(classes)] for i in range(len(images))]
-    for image, label in zip(images, labels, strict=True):
-        row, column = PLACES[label]
-        image[row : row + 3, column : column + 3] += 190
-    return ImageDataset(255 - images if inverted else images, tuple(labels))
-
-
-def on_pixels(form: Callable[..., torch.nn.Module] = mlp_100_100) -> NetworkSetup:
-    return NetworkSetup(inputs=PixelInputs(channels=1, pixels=8), form=form, classes=CLASSES)
-
-
-def routed(target: str = "classes", *, top_k: int = 1, seed: int = 0) -> RoutedExperts:
-    config = RoutedConfig(
-        router=RouterConfig(top_k=top_k, ridge=1e-2),
-        distillation=DistillationConfig(steps=150),
-        hidden=8,
-        target=target,  # type: ignore[arg-type]
-    )
-    return RoutedExperts(FlatInputs(), config, seed=seed)
 
 
 def baseline(kind: str, seed: int = 0) -> Baseline:
@@ -111,14 +81,6 @@ NETWORKS = ("sequential", "EWC", "LwF", "monolithic", "mixture", *KEEPING_NETWOR
 OURS = ("router argmax", "router argmax by task", "routed experts")
 KEEPING = (*KEEPING_NETWORKS, "nearest mean", "SLDA", "projected", *OURS)
 UNTRAINED = ("nearest mean", "SLDA", "projected")
-
-
-def score(learner: Baseline, test: ImageDataset) -> float:
-    return accuracy(learner.predict(test.images), test.labels)
-
-
-FIRST, SECOND = task("north", "west"), task("east", "south")
-FIRST_TEST, SECOND_TEST = task("north", "west", seed=1), task("east", "south", seed=1)
 
 
 @pytest.mark.parametrize("kind", [*NETWORKS, *UNTRAINED, *OURS])
@@ -211,18 +173,6 @@ def test_a_class_that_comes_again_adds_no_second_answer() -> None:
     assert set(learner.predict(task(*PLACES).images)) <= {"north", "south", "west"}
 
 
-def test_experts_of_domains_share_their_classes_and_one_ridge_over_both_does_not_fit() -> None:
-    plain, inverted = task(*CLASSES), task(*CLASSES, inverted=True)
-    tests = task(*CLASSES, seed=1), task(*CLASSES, seed=1, inverted=True)
-    experts, alone = routed("tasks", top_k=2), baseline("router argmax")
-    for learner in (experts, alone):
-        learner.learn(plain)
-        learner.learn(inverted)
-    assert min(score(experts, test) for test in tests) > 0.9
-    # The classes of either domain are the other's, seen as a negative: what is linear cannot tell.
-    assert sum(score(alone, test) for test in tests) < 1.5
-
-
 @pytest.mark.parametrize("kind", [*NETWORKS, "routed experts"])
 def test_runs_are_a_function_of_their_seed_and_touch_no_shared_stream(kind: str) -> None:
     noise = np.random.default_rng(5).integers(0, 255, (60, 8, 8), dtype=np.uint8)
@@ -266,60 +216,6 @@ def test_what_a_method_holds_is_what_it_would_have_to_keep_and_send() -> None:
     assert held["routed experts"].num_parameters == held["router argmax"].num_parameters + expert
     assert held["routed experts"].sent_bytes > held["router argmax"].sent_bytes + 4 * expert
     assert all(of.flops > 0 for of in held.values())
-
-
-def test_a_further_task_adds_one_expert_and_changes_no_other() -> None:
-    learner = routed()
-    learner.learn(FIRST)
-    before = learner.scores(FIRST_TEST.images, FIRST.classes)
-    held = learner.holdings()
-    learner.learn(SECOND)
-    after = learner.holdings()
-    expert = 65 * 8 + 9 * 2
-    assert after.num_parameters - held.num_parameters == expert + 65 * 2
-    assert after.num_updated == expert + 65 * 4
-    # Asked among the first task's classes: the router's scores move, the expert does not.
-    moved = learner.scores(FIRST_TEST.images, FIRST.classes)
-    shares = [scores / scores.sum(dim=1, keepdim=True) for scores in (before, moved)]
-    assert torch.allclose(*shares, atol=1e-6)
-
-
-@pytest.mark.parametrize("gates", ["router", "uniform", "random", "hash", "energy"])
-def test_only_gates_that_know_the_tasks_find_the_right_expert(gates: str) -> None:
-    config = RoutedConfig(
-        router=RouterConfig(ridge=1e-2),
-        distillation=DistillationConfig(steps=150),
-        hidden=8,
-        target="classes",
-        gates=gates,  # type: ignore[arg-type]
-    )
-    learner = RoutedExperts(FlatInputs(), config, seed=0)
-    learner.learn(FIRST)
-    learner.learn(SECOND)
-    # Told the task, any of them is right: there is one expert to ask.
-    told = named_answers(learner.scores(FIRST_TEST.images, FIRST.classes), FIRST.classes)
-    assert told is not None
-    assert accuracy(told, FIRST_TEST.labels) > 0.9
-    both = (score(learner, FIRST_TEST) + score(learner, SECOND_TEST)) / 2
-    if gates == "router":
-        assert both > 0.9
-    elif gates in ("random", "hash"):
-        assert 0.25 < both < 0.75
-
-
-def test_a_router_may_see_random_features_that_experts_do_not() -> None:
-    projection = ReluFeaturesConfig(feature_dim=64, width=40, start=0, stop=64)
-    config = RoutedConfig(
-        router=RouterConfig(ridge=1e-2),
-        distillation=DistillationConfig(steps=150),
-        hidden=8,
-        target="classes",
-        projection=projection,
-    )
-    learner = RoutedExperts(FlatInputs(), config, seed=0)
-    learner.learn(FIRST)
-    assert score(learner, FIRST_TEST) > 0.9
-    assert learner.holdings().num_parameters == (64 + 40 + 1) * 2 + 65 * 8 + 9 * 2
 
 
 def test_training_twice_as_long_costs_twice_the_flops() -> None:
@@ -387,13 +283,6 @@ def test_settings_out_of_range_are_refused(setting: dict[str, object]) -> None:
         TrainingConfig(**setting)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("setting", [{"hidden": 0}, {"target": "domains"}, {"gates": "oracle"}])
-def test_settings_of_routed_experts_out_of_range_are_refused(setting: dict[str, object]) -> None:
-    given_ = {"router": RouterConfig(), "distillation": DistillationConfig(), "hidden": 8, "target": "tasks", **setting}
-    with pytest.raises(SettingOutOfRange):
-        RoutedConfig(**given_)  # type: ignore[arg-type]
-
-
 @given(data=st.data())
 @settings(deadline=None)
 def test_the_best_of_the_allowed_columns_is_the_answer(data: st.DataObject) -> None:
@@ -410,37 +299,3 @@ def test_the_best_of_the_allowed_columns_is_the_answer(data: st.DataObject) -> N
 def test_a_row_without_any_score_is_no_answer() -> None:
     assert named_answers(torch.tensor([[1.0, 2.0], [-torch.inf, -torch.inf]]), ("a", "b")) is None
     assert named_answers(torch.empty(3, 0), ()) is None
-
-
-def task_networks(epochs: int = 12, held_out_ratio: float = 0.25) -> TaskNetworks:
-    config = TrainingConfig(epochs=epochs, batch_size=8, lr=0.003, optimizer="adam")
-    inputs = PixelInputs(channels=1, pixels=8)
-    return TaskNetworks(inputs, mlp_100_100, config, seed=0, held_out_ratio=held_out_ratio)
-
-
-def test_a_network_a_task_answers_for_its_own_classes_and_forgets_nothing() -> None:
-    subject = task_networks()
-    first, second = ("east", "north"), ("south", "west")
-    subject.learn(task(*first))
-    before = subject.scores(task(*first, seed=9).images, first)
-    subject.learn(task(*second))
-    assert torch.equal(subject.scores(task(*first, seed=9).images, first), before)
-    assert bool(torch.isneginf(subject.scores(task(*first).images, ("nobody",))).all())
-    for classes in (first, second):
-        test = task(*classes, seed=9)
-        answers = named_answers(subject.scores(test.images, classes), classes)
-        assert answers is not None
-        assert accuracy(answers, test.labels) > 0.95
-    held = subject.holdings()
-    assert (held.num_parameters, held.kept_bytes) == (2 * held.num_updated, 0)
-
-
-def test_of_a_networks_epochs_the_first_of_the_best_is_kept() -> None:
-    # One epoch of this is right on all that is held out, or later ones would be kept.
-    subject, once = task_networks(epochs=8), task_networks(epochs=8)
-    subject.learn(task("east", "north", size=200))
-    once.learn(task("east", "north", size=200))
-    assert subject.best_epochs == once.best_epochs
-    assert subject.best_epochs[0] < 8
-    with pytest.raises(SettingOutOfRange):
-        task_networks(held_out_ratio=1.0)
