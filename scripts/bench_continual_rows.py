@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import platformdirs
 from bench_document import say
 from bench_scenarios import PIXELS, load
-from bench_scenarios_methods import head_setup, to_the_end
+from bench_scenarios_networks import head_setup, to_the_end
 
 from experts.continual.novelty import NoveltyConfig
 from experts.continual.settings import LearnerConfig

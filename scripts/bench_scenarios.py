@@ -2,8 +2,10 @@
 
 Three runs of each, every one with another order of classes, tasks or images, and another seed. Experts and the router
 stand on tap B4 at 64 pixels, calibrated on the first task. No setting was chosen on a test image: see
-`bench_scenarios_methods.py`. A sixth scenario repeats the protocol of Mammoth (github.com/aimagelab/mammoth) on raw
-pixels, whose figures ours are held against. The exit code is 0 if every target is met, 10 if one is missed.
+`bench_scenarios_networks.py`. Two more scenarios repeat protocols of Mammoth (github.com/aimagelab/mammoth) on raw
+pixels, whose figures ours are held against. A cell is one method on one order of one scenario: with --resume each is
+kept as it is finished, and may be made in any order, by --only and --methods. The exit code is 0 if every target is
+met, 10 if one is missed.
 """
 
 import argparse
@@ -18,12 +20,26 @@ from typing import Any
 import platformdirs
 import torch
 from bench_document import RESULTS, bench_document, say, write_document
-from bench_scenarios_methods import EXPERT_STEPS, Method, on_features, on_pixels
+from bench_scenarios_methods import EXPERT_STEPS, on_features, on_pixels, published
+from bench_scenarios_networks import (
+    PUBLISHED_SPLIT,
+    SAME_BYTES,
+    TUNED,
+    Input,
+    Method,
+    Settings,
+    head_setup,
+    network_method,
+    pixel_setup,
+    same_bytes_items,
+)
 from bench_scenarios_plot import draw
+from bench_scenarios_targets import PROTOCOL, PROTOCOLS, SGD_SEEDS, targets_of
 
 from experts.data.dataset import ImageDataset
 from experts.data.named import load_named
 from experts.errors import UndefinedFigure
+from experts.evaluation.baselines.network import NetworkSetup
 from experts.evaluation.cost import accuracy_per_kilobyte
 from experts.evaluation.features import FeatureStore
 from experts.evaluation.inputs import TrunkInputs
@@ -38,24 +54,14 @@ from meshnode.errors import ExitCode
 
 TAP, PIXELS = "B4", 64
 
-PROTOCOL = "split-fashion-mnist-60k"
-"""On raw pixels alone, in label order."""
-
-SCENARIOS = ("split-fashion-mnist", "rotated-fashion-mnist", "split-mnist-5k", "split-digits", "four-sets", PROTOCOL)
-
-MAMMOTH = {"SGD": 19.9, "ER 200": 74.0, "ER 500": 77.6, "joint": 84.1}
-"""Accuracy of Mammoth's own code with its published arguments on `PROTOCOL`, as measured by this project."""
-
-MAMMOTH_WITHIN = 2.0
-
-MAMMOTH_SGD_TASK = 84.9
-"""Task-incremental accuracy of its SGD, likewise. Between two old classes a fine-tuned network answers by what is left
-of them, which differs by many points from seed to seed: so it is held against the spread of `SGD_SEEDS` runs."""
-
-SGD_SEEDS = 10
-
-EXPERTS_OVER_ARGMAX = 2.0
-"""Points by which routed experts must exceed the router alone on at least one scenario."""
+SCENARIOS = (
+    "split-fashion-mnist",
+    "rotated-fashion-mnist",
+    "split-mnist-5k",
+    "split-digits",
+    "four-sets",
+    *PROTOCOLS,
+)
 
 QUICK_TRAIN, QUICK_TEST = 300, 200
 """Images a task."""
@@ -83,12 +89,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--write", action="store_true", help=f"also put it into {RESULTS.name}/, with a plot")
     parser.add_argument("--runs", type=int, default=3, metavar="N", help="orders and seeds, from 0 (3)")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), metavar="NAME")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="these alone, such as 'EWC, pixels', and the joint model"
+    )
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="keep finished runs there, and go on from them")
     options = parser.parse_args(arguments)
     if options.quick:
         options.runs = 1
-    if options.write and (options.quick or set(options.only) != set(SCENARIOS)):
-        parser.error("--write is for all figures: leave out --only and --quick")
+    if options.write and (options.quick or options.methods or set(options.only) != set(SCENARIOS)):
+        parser.error("--write is for all figures: leave out --only, --methods and --quick")
     return options
 
 
@@ -99,25 +108,24 @@ def _run_all(name: str, options: argparse.Namespace) -> dict[str, Any]:
     untrained: dict[str, list[tuple[float, ...]]] = {}
     methods: list[Method] = []
     for number in range(options.runs):
-        scenario = make_scenario(name, load, order=0 if name == PROTOCOL else number)
+        scenario = make_scenario(name, load, order=0 if name in PROTOCOLS else number)
         if options.quick:
             scenario = scenario.limited(QUICK_TRAIN, QUICK_TEST)
-        methods = on_pixels(scenario, published=name == PROTOCOL)
-        if name != PROTOCOL:
-            say(f"{name}, order {number}: features")
-            inputs = trunk_inputs(scenario, store)
-            # Before the methods, so that no method's seconds hold what the others find ready; its FLOPs do.
-            for task in scenario.tasks:
-                for part in (task.train, task.test):
-                    inputs(part.images)
-            methods += on_features(scenario, inputs, expert_steps=QUICK_STEPS if options.quick else EXPERT_STEPS)
+        inputs = None if name in PROTOCOLS else _features(scenario, store)
+        methods = _methods(scenario, inputs, options)
         for method in methods:
             if method.name == "SGD":
                 untrained.setdefault(method.input, []).append(untrained_row(method.make(number), scenario))
-            result = _run(method, scenario, number, options.resume)
-            results.setdefault(f"{method.name}, {method.input}", []).append(result)
-    sgd_runs = list(results["SGD, pixels"]) if name == PROTOCOL else []
-    if name == PROTOCOL:
+        for method in methods:
+            results.setdefault(_row(method), []).append(_run(method, scenario, number, options.resume))
+        if inputs is not None and "routed experts, trunk" in results:
+            kept_bytes = results["routed experts, trunk"][number].costs[-1].kept_bytes
+            beside = _same_bytes(scenario, inputs, kept_bytes)
+            for method in beside:
+                results.setdefault(_row(method), []).append(_run(method, scenario, number, options.resume))
+            methods += beside
+    sgd_runs = list(results["SGD, pixels"]) if name == PROTOCOL and "SGD, pixels" in results else []
+    if sgd_runs:
         sgd_runs += [_run(methods[0], scenario, seed, options.resume) for seed in range(options.runs, SGD_SEEDS)]
     return {
         "results": results,
@@ -125,8 +133,49 @@ def _run_all(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "untrained": untrained,
         "grows": scenario.kind == "class-incremental",
         "kind": scenario.kind,
-        "settings": {f"{method.name}, {method.input}": method.settings for method in methods},
+        "settings": {_row(method): method.settings for method in methods},
     }
+
+
+def _features(scenario: Scenario, store: FeatureStore) -> TrunkInputs:
+    """Of all images before any method runs, so that no method's seconds hold what the others find ready; FLOPs do."""
+    say(f"{scenario.name}: features")
+    inputs = trunk_inputs(scenario, store)
+    for task in scenario.tasks:
+        for part in (task.train, task.test):
+            inputs(part.images)
+    return inputs
+
+
+def _methods(scenario: Scenario, inputs: TrunkInputs | None, options: argparse.Namespace) -> list[Method]:
+    """Those that are asked for, with the joint models that others are held against."""
+    if inputs is None:
+        methods = published(scenario)
+    else:
+        methods = on_pixels(scenario)
+        methods += on_features(scenario, inputs, expert_steps=QUICK_STEPS if options.quick else EXPERT_STEPS)
+    if options.methods is None:
+        return methods
+    chosen = [method for method in methods if _row(method) in options.methods]
+    read = {method.input for method in chosen}
+    return [method for method in methods if method in chosen or (method.name == "joint" and method.input in read)]
+
+
+def _same_bytes(scenario: Scenario, inputs: TrunkInputs, kept_bytes: int) -> list[Method]:
+    """DER++ on either input, keeping so many bytes."""
+    capacity = same_bytes_items(scenario, kept_bytes)
+    setups: tuple[tuple[Input, NetworkSetup, Mapping[str, Settings]], ...] = (
+        ("pixels", pixel_setup(scenario), PUBLISHED_SPLIT),
+        ("trunk", head_setup(scenario, inputs), TUNED),
+    )
+    return [
+        network_method(SAME_BYTES, kind, setup, scenario, settings[SAME_BYTES], capacity=capacity)
+        for kind, setup, settings in setups
+    ]
+
+
+def _row(method: Method) -> str:
+    return f"{method.name}, {method.input}"
 
 
 def _run(method: Method, scenario: Scenario, seed: int, folder: Path | None) -> RunResult:
@@ -157,11 +206,12 @@ def _document(runs: Mapping[str, Any], options: argparse.Namespace) -> dict[str,
     for name, run in runs.items():
         figures[name] = {row: _figures(row, run) for row in run["results"]}
         matrices[name] = {row: [result.matrix.rows() for result in results] for row, results in run["results"].items()}
-    sgd_task = runs[PROTOCOL]["sgd_task_accuracy"] if PROTOCOL in runs else []
-    targets = _targets(figures, sgd_task)
+    sgd_task = [accuracy for run in runs.values() for accuracy in run["sgd_task_accuracy"]]
+    targets = targets_of(figures, sgd_task)
     words = ["python scripts/bench_scenarios.py", *(["--quick"] if options.quick else [])]
     words += [f"--runs {options.runs}"] if not options.quick and options.runs != 3 else []
     words += [f"--only {' '.join(options.only)}"] if set(options.only) != set(SCENARIOS) else []
+    words += [f"--methods {' '.join(map(repr, options.methods))}"] if options.methods else []
     measured = {
         "trunk": {"tap": TAP, "pixels": PIXELS},
         "settings": {name: run["settings"] for name, run in runs.items()},
@@ -201,6 +251,8 @@ def _figures(row: str, run: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": costs[0][-1].num_parameters,
         "parameters_added_last": costs[0][-1].parameters_added,
         "parameters_updated_last": costs[0][-1].parameters_updated,
+        "parameters_added_mean": spread([cost.parameters_added for cost in costs[0]]).mean,
+        "parameters_updated_mean": spread([cost.parameters_updated for cost in costs[0]]).mean,
         "gflops": spread([sum(cost.flops for cost in of_run) / 1e9 for of_run in costs]).mean,
         "seconds": spread([sum(cost.seconds for cost in of_run) for of_run in costs]).mean,
         "peak_mb": None if None in peaks else max(peak for peak in peaks if peak is not None) / 1e6,
@@ -218,42 +270,6 @@ def _forward_transfer(results: Sequence[RunResult], run: Mapping[str, Any], kind
         ).mean
     except UndefinedFigure:
         return None
-
-
-def _targets(figures: Mapping[str, Any], sgd_task: Sequence[float]) -> dict[str, Any]:
-    targets: dict[str, Any] = {}
-    gains = {name: _gains(rows) for name, rows in figures.items() if "routed experts, trunk" in rows}
-    if gains:
-        best = max(gains, key=lambda name: gains[name]["router argmax"])
-        targets["routed_experts_over_router_argmax"] = {
-            "target": f">= {EXPERTS_OVER_ARGMAX:g} over the strongest router alone on one scenario",
-            "met": any(min(over.values()) >= EXPERTS_OVER_ARGMAX for over in gains.values()),
-            "best": best,
-            "points": gains,
-        }
-    for name, reference in MAMMOTH.items() if PROTOCOL in figures else ():
-        accuracy = figures[PROTOCOL][f"{name}, pixels"]["accuracy"]
-        targets[f"{PROTOCOL}: {name}"] = {
-            "target": f"{reference:g} +- {MAMMOTH_WITHIN:g}",
-            "met": abs(accuracy - reference) <= MAMMOTH_WITHIN,
-            "points": accuracy - reference,
-        }
-    if sgd_task:
-        targets[f"{PROTOCOL}: SGD, task-incremental"] = {
-            "target": f"{MAMMOTH_SGD_TASK:g} within the spread of {len(sgd_task)} seeds",
-            "met": min(sgd_task) <= MAMMOTH_SGD_TASK <= max(sgd_task),
-            "points": {"least": min(sgd_task), "mean": spread(sgd_task).mean, "most": max(sgd_task)},
-        }
-    return targets
-
-
-def _gains(rows: Mapping[str, Any]) -> dict[str, float]:
-    """Points of the routed experts over each router alone, the one with columns of every domain included."""
-    return {
-        row.removesuffix(", trunk"): rows["routed experts, trunk"]["accuracy"] - of_row["accuracy"]
-        for row, of_row in rows.items()
-        if row.startswith("router argmax")
-    }
 
 
 def _table(document: Mapping[str, Any]) -> str:

@@ -1,60 +1,35 @@
 """The methods of the table of scenarios, with the settings they are run with.
 
-None of these was chosen on a test image. On pixels they are those that Mammoth (github.com/aimagelab/mammoth) publishes
-for Split MNIST; on the trunk they were chosen on held-out training images, as `bench_scenarios_tuning.py` shows.
+None of these was chosen on a test image: see `bench_scenarios_networks.py` for those of networks, on held-out training
+images too the experts' (`bench_scenarios_tuning.py`).
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from bench_scenarios_networks import (
+    PUBLISHED_ROTATED,
+    PUBLISHED_SPLIT,
+    SAME_BYTES,
+    TUNED,
+    Method,
+    central,
+    head_setup,
+    joint,
+    joint_once,
+    network_method,
+    pixel_setup,
+    to_the_end,
+)
 
 from experts.distillation.config import DistillationConfig
-from experts.evaluation.baselines.base import Baseline
-from experts.evaluation.baselines.er import ReplayBaseline
-from experts.evaluation.baselines.joint import JointBaseline
-from experts.evaluation.baselines.network import NetworkSetup
+from experts.evaluation.baselines.nearest_mean import NearestMean
 from experts.evaluation.baselines.routed_experts import RoutedConfig, RoutedExperts
 from experts.evaluation.baselines.router_argmax import RouterArgmax
-from experts.evaluation.baselines.sequential import SequentialBaseline
-from experts.evaluation.inputs import Inputs, PixelInputs
-from experts.evaluation.networks import feature_head, mlp_100_100
+from experts.evaluation.baselines.slda import StreamingLda
+from experts.evaluation.inputs import Inputs
 from experts.evaluation.scenarios.base import Scenario
-from experts.evaluation.training import TrainingConfig
+from experts.router.features import ReluFeaturesConfig
 from experts.router.ridge import RouterConfig
 
-__all__ = [
-    "EXPERT_HIDDEN",
-    "EXPERT_STEPS",
-    "Method",
-    "as_stream",
-    "er",
-    "head_setup",
-    "joint",
-    "on_features",
-    "on_pixels",
-    "routed",
-    "sgd",
-    "to_the_end",
-]
-
-PIXEL_LR: dict[str | int, float] = {"SGD": 0.03, "joint": 0.03, 200: 0.01, 500: 0.1}
-"""With batches of 10, 10 replayed, as published, by method and by the number of items kept; "joint" by plain SGD where
-the protocol is repeated."""
-
-FEATURE_LR: dict[str | int, float] = {"SGD": 0.003, 200: 0.03, 500: 0.1}
-"""For a head on tap B4, likewise."""
-
-STREAM_STEPS = 400
-"""A task, about, for what learns from a stream: one pass over 4,000 images in batches of 10. Smaller tasks are passed
-over until they had as many, since the experts beside them are trained to the end."""
-
-JOINT_STEPS = {"class-incremental": 1875, "domain-incremental": 6250, "task-incremental": 1875}
-"""On all tasks together, in batches of 64: 6 and 20 passes over 20,000 images. An upper reference that is not trained
-to the end is none, and one network for every domain has the most to learn."""
-
-JOINT_LR = {"class-incremental": 0.001, "domain-incremental": 0.003, "task-incremental": 0.001}
-"""Of Adam, falling to 0."""
+__all__ = ["EXPERT_HIDDEN", "EXPERT_STEPS", "on_features", "on_pixels", "published", "routed"]
 
 EXPERT_HIDDEN = {"class-incremental": 8, "domain-incremental": 16, "task-incremental": 16}
 """Eight serve two classes, 16 ten."""
@@ -62,95 +37,48 @@ EXPERT_HIDDEN = {"class-incremental": 8, "domain-incremental": 16, "task-increme
 EXPERT_STEPS = 3000
 """Of distillation for each expert: some 24 passes over a domain of 4,000 images."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Method:
-    """One row of the table."""
-
-    name: str
-    input: Literal["pixels", "trunk"]
-    make: Callable[[int], Baseline]
-    """A fresh one, from a seed."""
-    settings: str
-    """What tells it from another of its name."""
+PROJECTION = 1500
+"""Random features of the projected router."""
 
 
-def on_pixels(scenario: Scenario, *, published: bool) -> list[Method]:
-    """An MLP of two hidden layers on raw pixels.
+def published(scenario: Scenario) -> list[Method]:
+    """What Mammoth's figures are held against: on pixels, by its protocol and arguments, the joint model too."""
+    settings = PUBLISHED_ROTATED if scenario.kind == "domain-incremental" else PUBLISHED_SPLIT
+    setup = pixel_setup(scenario)
+    networks = [
+        network_method(name, "pixels", setup, scenario, chosen)
+        for name, chosen in settings.items()
+        if name in _HELD_AGAINST
+    ]
+    return [*networks, joint("pixels", setup, joint_once(settings["SGD"]))]
 
-    Args:
-        scenario: What it learns.
-        published: Whether to repeat the published protocol, in which the joint model, too, sees every image once.
-    """
-    size = scenario.tasks[0].train.images.shape[1]
-    inputs = PixelInputs(channels=scenario.tasks[0].train.channels, pixels=size)
-    setup = NetworkSetup(inputs=inputs, form=mlp_100_100, classes=scenario.classes)
-    upper = TrainingConfig(lr=PIXEL_LR["joint"]) if published else to_the_end(scenario)
-    return _networks("pixels", setup, scenario, PIXEL_LR, upper)
+
+def on_pixels(scenario: Scenario) -> list[Method]:
+    """A network on raw pixels; all but the one that needs to know what others keep."""
+    setup, end = pixel_setup(scenario), to_the_end(scenario)
+    networks = [
+        network_method(name, "pixels", setup, scenario, chosen)
+        for name, chosen in PUBLISHED_SPLIT.items()
+        if name != SAME_BYTES
+    ]
+    return [*networks, joint("pixels", setup, end), central("pixels", setup, end)]
 
 
 def on_features(scenario: Scenario, inputs: Inputs, *, expert_steps: int = EXPERT_STEPS) -> list[Method]:
-    """A head on the trunk's features, the router alone, and experts behind the router."""
-    methods = _networks("trunk", head_setup(scenario, inputs), scenario, FEATURE_LR, to_the_end(scenario))
-    argmax = RouterConfig()
-    methods.append(
-        Method(name="router argmax", input="trunk", make=lambda _: RouterArgmax(inputs, argmax), settings=repr(argmax))
-    )
-    if scenario.kind == "domain-incremental":
-        methods.append(
-            Method(
-                name="router argmax by domain",
-                input="trunk",
-                make=lambda _: RouterArgmax(inputs, argmax, by_task=True),
-                settings=repr(argmax),
-            )
-        )
-    return [*methods, routed(scenario, inputs, EXPERT_HIDDEN[scenario.kind], expert_steps)]
-
-
-def as_stream(scenario: Scenario, lr: float) -> TrainingConfig:
-    """Of what learns a task in one pass, or in a few where the tasks are small."""
-    smallest = min(len(task.train) for task in scenario.tasks)
-    return TrainingConfig(lr=lr, epochs=max(1, round(10 * STREAM_STEPS / smallest)))
-
-
-def to_the_end(scenario: Scenario) -> TrainingConfig:
-    """Of the upper reference."""
-    images = sum(len(task.train) for task in scenario.tasks)
-    passes = math.ceil(JOINT_STEPS[scenario.kind] * 64 / images)
-    return TrainingConfig(epochs=passes, batch_size=64, lr=JOINT_LR[scenario.kind], optimizer="adam")
-
-
-def head_setup(scenario: Scenario, inputs: Inputs) -> NetworkSetup:
-    """The network of the methods that train one on features."""
-    return NetworkSetup(inputs=inputs, form=feature_head, classes=scenario.classes)
-
-
-def sgd(kind: Literal["pixels", "trunk"], setup: NetworkSetup, config: TrainingConfig) -> Method:
-    """Fine-tuning, task after task."""
-    return Method(
-        name="SGD",
-        input=kind,
-        make=lambda seed: SequentialBaseline(setup, config, seed=seed),
-        settings=repr(config),
-    )
-
-
-def joint(kind: Literal["pixels", "trunk"], setup: NetworkSetup, config: TrainingConfig) -> Method:
-    """The upper reference."""
-    return Method(
-        name="joint", input=kind, make=lambda seed: JointBaseline(setup, config, seed=seed), settings=repr(config)
-    )
-
-
-def er(kind: Literal["pixels", "trunk"], setup: NetworkSetup, config: TrainingConfig, capacity: int) -> Method:
-    """Replay of so many items."""
-    return Method(
-        name=f"ER {capacity}",
-        input=kind,
-        make=lambda seed: ReplayBaseline(setup, config, capacity=capacity, seed=seed),
-        settings=repr(config),
-    )
+    """A head on the trunk's features, what needs no training, the router alone, and experts behind the router."""
+    setup, end = head_setup(scenario, inputs), to_the_end(scenario)
+    networks = [
+        network_method(name, "trunk", setup, scenario, chosen) for name, chosen in TUNED.items() if name != SAME_BYTES
+    ]
+    return [
+        *networks,
+        joint("trunk", setup, end),
+        central("trunk", setup, end),
+        Method(name="nearest mean", input="trunk", make=lambda _: NearestMean(inputs), settings=""),
+        Method(name="SLDA", input="trunk", make=lambda _: StreamingLda(inputs), settings=""),
+        *_routers(scenario, inputs),
+        routed(scenario, inputs, EXPERT_HIDDEN[scenario.kind], expert_steps),
+    ]
 
 
 def routed(scenario: Scenario, inputs: Inputs, hidden: int, steps: int) -> Method:
@@ -170,15 +98,27 @@ def routed(scenario: Scenario, inputs: Inputs, hidden: int, steps: int) -> Metho
     )
 
 
-def _networks(
-    kind: Literal["pixels", "trunk"],
-    setup: NetworkSetup,
-    scenario: Scenario,
-    lr: dict[str | int, float],
-    upper: TrainingConfig,
-) -> list[Method]:
-    return [
-        sgd(kind, setup, as_stream(scenario, lr["SGD"])),
-        joint(kind, setup, upper),
-        *(er(kind, setup, as_stream(scenario, lr[capacity]), capacity) for capacity in (200, 500)),
+_HELD_AGAINST = ("SGD", "EWC", "LwF", "iCaRL 200", "iCaRL 500", "ER 200", "ER 500", "DER++ 200", "DER++ 500")
+
+
+def _routers(scenario: Scenario, inputs: Inputs) -> list[Method]:
+    """The router alone as a classifier; the projected one is drawn anew from each seed."""
+    config, width = RouterConfig(), sum(inputs.shape)
+
+    def projected(seed: int) -> RouterArgmax:
+        projection = ReluFeaturesConfig(feature_dim=width, width=PROJECTION, start=0, stop=width, seed=seed)
+        return RouterArgmax(inputs, config, projection=projection)
+
+    routers = [
+        Method(name="router argmax", input="trunk", make=lambda _: RouterArgmax(inputs, config), settings=repr(config)),
+        Method(name="projected ridge", input="trunk", make=projected, settings=f"{config!r}, {PROJECTION}"),
     ]
+    if scenario.kind == "domain-incremental":
+        by_domain = Method(
+            name="router argmax by domain",
+            input="trunk",
+            make=lambda _: RouterArgmax(inputs, config, by_task=True),
+            settings=repr(config),
+        )
+        routers.append(by_domain)
+    return routers

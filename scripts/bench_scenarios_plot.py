@@ -7,10 +7,11 @@ from typing import Any
 __all__ = ["draw"]
 
 FAMILIES = (
-    ("pixels", "network on pixels", "#9a9a9a"),
-    ("router", "router alone", "#e08214"),
-    ("routed", "routed experts", "#b2182b"),
-    ("trunk", "network on the trunk's features", "#2166ac"),
+    (("pixels",), "network on pixels", "#9a9a9a"),
+    (("router",), "router alone", "#e08214"),
+    (("routed",), "routed experts", "#b2182b"),
+    (("nearest mean", "SLDA", "projected ridge"), "solved on the trunk's features", "#5aae61"),
+    (("trunk",), "network on the trunk's features", "#2166ac"),
 )
 """What a row's name begins or ends with, the family in the legend, its colour; the first that fits."""
 
@@ -23,17 +24,17 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot  # noqa: PLC0415
 
     figures = document["figures"]
-    figure, axes = pyplot.subplots(2, 4, figsize=(17, 7.5), layout="constrained")
+    figure, axes = pyplot.subplots(3, 3, figsize=(19, 21), layout="constrained")
     panels = list(axes.flat)
     for panel, (name, rows) in zip(panels, figures.items(), strict=False):
         _accuracies(panel, name, rows, _references(document["targets"], name))
-    for panel in panels[len(figures) : 6]:
+    for panel in panels[len(figures) : -2]:
         panel.axis("off")
     gained = document["targets"]["routed_experts_over_router_argmax"]
-    _gains(panels[6], gained["points"])
+    _gains(panels[-2], gained["points"])
     entries = document["measured"]["accuracy_matrices"][gained["best"]]["routed experts, trunk"][0]
     _matrix(
-        panels[7],
+        panels[-1],
         gained["best"],
         [[float("nan") if value is None else 100 * value for value in row] for row in entries],
     )
@@ -69,7 +70,7 @@ def _accuracies(panel: Any, name: str, rows: Mapping[str, Any], points: Mapping[
         if method in points:
             panel.plot(reference, -place, "x", color="black", ms=6)
     panel.set_yticks([-place for place in range(len(rows))], list(rows), fontsize=8)
-    panel.set_ylim(-9.6 if len(rows) < 10 else None, 0.6)
+    panel.set_ylim(-len(rows) + 0.4, 0.6)
     panel.set_xlim(0, 102)
     panel.grid(axis="x", alpha=0.3)
     panel.set_xlabel("accuracy after the last task, %", fontsize=8)
@@ -103,4 +104,4 @@ def _matrix(panel: Any, name: str, values: list[list[float]]) -> None:
 
 
 def _colour(row: str) -> str:
-    return next(colour for word, _, colour in FAMILIES if row.startswith(word) or row.endswith(word))
+    return next(colour for words, _, colour in FAMILIES if row.startswith(words) or row.endswith(words))

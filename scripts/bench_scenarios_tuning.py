@@ -1,38 +1,40 @@
-"""How the settings of `bench_scenarios_methods.py` on the trunk were chosen: on held-out training images alone.
+"""How the settings of networks and experts on the trunk were chosen: on held-out training images alone.
 
 Each task gives up 15% of its training images; candidates learn the rest and are tested on those. No test image is read.
-Figures are average accuracy in percent by method and candidate, of one run: what differs by less than some tenths is a
-draw. The exit code is 0 if every chosen candidate is within half a point of the best, 10 otherwise.
+Every method has the same budget, at most six settings and one run of each on a scenario. Figures are average accuracy
+in percent by method and candidate: what differs by less than some tenths is a draw. The exit code is 0 if every chosen
+candidate is within half a point of the best, 10 otherwise.
 """
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import platformdirs
 import torch
 from bench_document import RESULTS, bench_document, say, write_document
-from bench_scenarios import QUICK_TEST, QUICK_TRAIN, load, trunk_inputs
-from bench_scenarios_methods import (
-    EXPERT_HIDDEN,
-    EXPERT_STEPS,
+from bench_scenarios import PIXELS, QUICK_TEST, QUICK_TRAIN, TAP, load, trunk_inputs
+from bench_scenarios_methods import EXPERT_HIDDEN, EXPERT_STEPS, on_features, routed
+from bench_scenarios_networks import (
+    SAME_BYTES,
+    TUNED,
     Method,
-    as_stream,
-    er,
+    Settings,
     head_setup,
     joint,
-    on_features,
-    routed,
-    sgd,
+    network_method,
     to_the_end,
 )
 
 from experts.evaluation.features import FeatureStore
 from experts.evaluation.inputs import TrunkInputs
-from experts.evaluation.runner import run_scenario
+from experts.evaluation.runner import kept_run, run_scenario
 from experts.evaluation.scenarios.base import Scenario
 from experts.evaluation.scenarios.registry import make_scenario
 from meshnode.errors import ExitCode
@@ -45,7 +47,36 @@ WITHIN = 0.5
 SCENARIOS = ("split-fashion-mnist", "rotated-fashion-mnist")
 """What learns from a stream is tuned on the first, experts and the joint network on either."""
 
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2)
+BUDGET = 6
+"""Settings that a method is given, at most."""
+
+SAME_ITEMS = 1000
+"""Kept by `SAME_BYTES` here, about as many as there."""
+
+_BY_RATE = [Settings(lr=rate) for rate in (0.001, 0.003, 0.01, 0.03, 0.1, 0.2)]
+_DARK = [
+    Settings(lr=rate, alpha=alpha, beta=beta, replay_size=size)
+    for rate, (alpha, beta, size) in itertools.product((0.03, 0.1), ((0.2, 1.0, 10), (0.2, 1.0, 32), (0.5, 0.5, 32)))
+]
+CANDIDATES: Mapping[str, Sequence[Settings]] = {
+    "SGD": _BY_RATE,
+    "EWC": [Settings(lr=rate, strength=s) for rate, s in itertools.product((0.003, 0.01), (100.0, 1000.0, 10000.0))],
+    "LwF": [Settings(lr=rate, strength=s) for rate, s in itertools.product((0.001, 0.003, 0.01), (1.0, 3.0))],
+    "iCaRL 200": [Settings(lr=rate) for rate in (0.03, 0.1, 0.3, 1.0, 2.0, 4.0)],
+    "iCaRL 500": [Settings(lr=rate) for rate in (0.03, 0.1, 0.3, 1.0, 2.0, 4.0)],
+    "ER 200": _BY_RATE,
+    "ER 500": _BY_RATE,
+    "DER++ 200": _DARK,
+    "DER++ 500": _DARK,
+    SAME_BYTES: _DARK,
+    "monolithic distillation": [
+        Settings(lr=rate, alpha=alpha) for rate, alpha in itertools.product((0.001, 0.003, 0.01), (0.2, 0.5))
+    ],
+    "mixture of experts": [
+        Settings(lr=rate, strength=s) for rate, s in itertools.product((0.003, 0.01, 0.03), (0.01, 0.1))
+    ],
+}
+"""What each method that learns from a stream is given; what it is run with, `TUNED`, is among them."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -54,6 +85,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the whole document instead of the table")
     parser.add_argument("--quick", action="store_true", help=f"on {QUICK_TRAIN} images a task")
     parser.add_argument("--write", action="store_true", help=f"also put it into {RESULTS.name}/")
+    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="keep finished runs there, and go on from them")
     options = parser.parse_args(arguments)
     if options.write and options.quick:
         parser.error("--write is for all figures: leave out --quick")
@@ -62,21 +94,23 @@ def main(arguments: Sequence[str]) -> int:
     targets: dict[str, Any] = {}
     for name in SCENARIOS:
         scenario, inputs = _held_out(name, quick=options.quick)
-        chosen = {method.name: method.settings for method in on_features(scenario, inputs)}
         best: dict[str, float] = {}
-        for candidate, method in _candidates(scenario, inputs):
+        for candidate, method, is_chosen in _candidates(scenario, inputs):
             row = f"{name}: {method.name}"
-            accuracy = 100 * run_scenario(method.make(SEED), scenario).matrix.average_accuracy()
+            terms = (scenario.digest(), method.input, method.name, method.settings, str(SEED), TAP, str(PIXELS))
+            result = kept_run(options.resume, terms, functools.partial(run_scenario, method.make(SEED), scenario))
+            accuracy = 100 * result.matrix.average_accuracy()
             say(f"{row}, {candidate}: {accuracy:.1f}")
             figures.setdefault(row, {})[candidate] = accuracy
             best[row] = max(best.get(row, 0.0), accuracy)
-            if method.settings == chosen[method.name]:
+            if is_chosen:
                 targets[row] = {"target": f"{candidate} within {WITHIN:g} of the best", "points": accuracy}
         for row, accuracy in best.items():
             targets[row]["points"] -= accuracy
             targets[row]["met"] = targets[row]["points"] >= -WITHIN
     command = f"python scripts/bench_scenarios_tuning.py{' --quick' if options.quick else ''}"
-    document = bench_document(command, [SEED], figures, targets=targets, measured={"held_out_ratio": HELD_OUT})
+    measured = {"held_out_ratio": HELD_OUT, "settings_at_most": BUDGET}
+    document = bench_document(command, [SEED], figures, targets=targets, measured=measured)
     if options.write:
         write_document(document, "bench_scenarios_tuning")
     print(json.dumps(document, indent=2) if options.json else _table(document))
@@ -92,28 +126,37 @@ def _held_out(name: str, *, quick: bool) -> tuple[Scenario, TrunkInputs]:
     return tuning, trunk_inputs(tuning, store)
 
 
-def _candidates(scenario: Scenario, inputs: TrunkInputs) -> list[tuple[str, Method]]:
-    """By what tells them apart; the chosen ones are among them."""
+def _candidates(scenario: Scenario, inputs: TrunkInputs) -> list[tuple[str, Method, bool]]:
+    """By what tells them apart, and whether it is what the method is run with."""
     hidden = EXPERT_HIDDEN[scenario.kind]
+    setup, end = head_setup(scenario, inputs), to_the_end(scenario)
     methods = [
         (f"{units} units, {steps} steps", routed(scenario, inputs, units, steps))
         for units, steps in ((hidden, EXPERT_STEPS // 2), (hidden, EXPERT_STEPS), (2 * hidden, EXPERT_STEPS))
     ]
-    setup, end = head_setup(scenario, inputs), to_the_end(scenario)
-    upper = [dataclasses.replace(end, lr=rate) for rate in (0.001, 0.003)]
+    upper = [dataclasses.replace(end, lr=rate) for rate in (0.0003, 0.001, 0.003, 0.01)]
     upper += [dataclasses.replace(end, optimizer="sgd", lr=rate) for rate in (0.05, 0.1)]
     methods += [(f"{config.optimizer} at {config.lr:g}", joint("trunk", setup, config)) for config in upper]
-    if scenario.kind != "class-incremental":
-        return methods
-    return [
-        *((f"sgd at {rate:g}", sgd("trunk", setup, as_stream(scenario, rate))) for rate in RATES),
-        *(
-            (f"sgd at {rate:g}", er("trunk", setup, as_stream(scenario, rate), items))
-            for items in (200, 500)
-            for rate in RATES
-        ),
-        *methods,
-    ]
+    chosen = {method.name: method.settings for method in on_features(scenario, inputs)}
+    candidates = []
+    if scenario.kind == "class-incremental":
+        for name, given in CANDIDATES.items():
+            assert len(given) <= BUDGET, "a method is given more than the others"
+            for settings in given:
+                method = network_method(name, "trunk", setup, scenario, settings, capacity=SAME_ITEMS)
+                candidates.append((_words(settings), method, settings == TUNED[name]))
+    return [*candidates, *((words, method, method.settings == chosen[method.name]) for words, method in methods)]
+
+
+def _words(settings: Settings) -> str:
+    """What differs from the defaults."""
+    default = Settings(lr=0.0)
+    differing = {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(settings)
+        if getattr(settings, field.name) != getattr(default, field.name)
+    }
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in differing.items())
 
 
 def _table(document: dict[str, Any]) -> str:

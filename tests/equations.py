@@ -651,3 +651,34 @@ def icarl_loss(outputs: Matrix, said: Matrix, labels: Sequence[int], old: Sequen
             p = 1 / (1 + exp(-logit))
             total -= q * log(p) + (1 - q) * log(1 - p)
     return total / (len(outputs) * len(outputs[0]))
+
+
+def nearest_mean(features: Matrix, labels: Sequence[str], h: Vector) -> dict[str, float]:
+    """-|h - mu_c|^2 of each class."""
+    _, means, _ = class_statistics(features, labels)
+    return {name: -sum((a - b) ** 2 for a, b in zip(h, mean, strict=True)) for name, mean in means.items()}
+
+
+def lda_scores(features: Matrix, labels: Sequence[str], h: Vector, epsilon: float) -> dict[str, float]:
+    """mu_c^T L h - mu_c^T L mu_c / 2, L = ((1 - epsilon) S / N + epsilon I)^-1."""
+    _, means, scatter = class_statistics(features, labels)
+    size = len(h)
+    shape = [
+        [(1 - epsilon) * scatter[i][j] / len(features) + (epsilon if i == j else 0.0) for j in range(size)]
+        for i in range(size)
+    ]
+    scores = {}
+    for name, mean in means.items():
+        weights = [row[0] for row in solve(shape, [[value] for value in mean])]
+        scores[name] = sum(w * (x - m / 2) for w, x, m in zip(weights, h, mean, strict=True))
+    return scores
+
+
+def balanced_mixture_loss(gate: Matrix, outputs: Sequence[Matrix], labels: Sequence[int], balance: float) -> float:
+    """-mean log sum_i g_i E_i(x)_y + lambda_b N sum_i pi_i log pi_i; outputs hold each row's experts' logits."""
+    gates = [softmax(row) for row in gate]
+    loss = 0.0
+    for g, experts, label in zip(gates, outputs, labels, strict=True):
+        loss -= log(sum(weight * softmax(logits)[label] for weight, logits in zip(g, experts, strict=True)))
+    usage = mean_of(gates)
+    return loss / len(gates) + balance * len(usage) * sum(share * log(share) for share in usage)

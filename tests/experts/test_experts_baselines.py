@@ -6,11 +6,22 @@ import equations
 import numpy as np
 import pytest
 import torch
+from baseline_examples import (
+    CLASSES,
+    FIRST,
+    FIRST_TEST,
+    PLACES,
+    SECOND,
+    SECOND_TEST,
+    FlatInputs,
+    on_pixels,
+    routed,
+    score,
+    task,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experts.data.dataset import ImageDataset
-from experts.distillation.config import DistillationConfig
 from experts.errors import NothingToLearnFrom, SettingOutOfRange
 from experts.evaluation.baselines.base import Baseline, named_answers
 from experts.evaluation.baselines.derpp import DarkReplayBaseline, DarkReplayConfig
@@ -19,54 +30,18 @@ from experts.evaluation.baselines.ewc import EwcBaseline
 from experts.evaluation.baselines.icarl import IcarlBaseline
 from experts.evaluation.baselines.joint import JointBaseline
 from experts.evaluation.baselines.lwf import LwfBaseline
+from experts.evaluation.baselines.moe import MixtureBaseline, gated_network
+from experts.evaluation.baselines.monolithic import MonolithicBaseline
+from experts.evaluation.baselines.nearest_mean import NearestMean
 from experts.evaluation.baselines.network import NetworkSetup
-from experts.evaluation.baselines.routed_experts import RoutedConfig, RoutedExperts
 from experts.evaluation.baselines.router_argmax import RouterArgmax
 from experts.evaluation.baselines.sequential import SequentialBaseline
-from experts.evaluation.baselines.task_networks import TaskNetworks
-from experts.evaluation.inputs import Inputs, PixelInputs
+from experts.evaluation.baselines.slda import StreamingLda
 from experts.evaluation.metrics import accuracy
-from experts.evaluation.networks import feature_head, mlp_100_100, reference_cnn
+from experts.evaluation.networks import feature_head, reference_cnn
 from experts.evaluation.training import TrainingConfig
+from experts.router.features import ReluFeaturesConfig
 from experts.router.ridge import RouterConfig
-
-PLACES = {"east": (1, 5), "north": (0, 3), "south": (5, 3), "west": (3, 0)}
-CLASSES = tuple(sorted(PLACES))
-
-
-class FlatInputs(Inputs):
-    """Pixels as a stand-in for a trunk's features."""
-
-    shape = (64,)
-    flops_per_image = 7
-
-    def __call__(self, images: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(images.reshape(len(images), 64).astype(np.float32) / 128 - 1)
-
-
-def task(*classes: str, seed: int = 0, size: int = 24, inverted: bool = False) -> ImageDataset:
-    """Noise with one bright block whose place is the class."""
-    draw = np.random.default_rng(seed)
-    images = draw.integers(0, 60, (size * len(classes), 8, 8), dtype=np.uint8)
-    labels = [classes[i % len(classes)] for i in range(len(images))]
-    for image, label in zip(images, labels, strict=True):
-        row, column = PLACES[label]
-        image[row : row + 3, column : column + 3] += 190
-    return ImageDataset(255 - images if inverted else images, tuple(labels))
-
-
-def on_pixels(form: Callable[..., torch.nn.Module] = mlp_100_100) -> NetworkSetup:
-    return NetworkSetup(inputs=PixelInputs(channels=1, pixels=8), form=form, classes=CLASSES)
-
-
-def routed(target: str = "classes", *, top_k: int = 1, seed: int = 0) -> RoutedExperts:
-    config = RoutedConfig(
-        router=RouterConfig(top_k=top_k, ridge=1e-2),
-        distillation=DistillationConfig(steps=150),
-        hidden=8,
-        target=target,  # type: ignore[arg-type]
-    )
-    return RoutedExperts(FlatInputs(), config, seed=seed)
 
 
 def baseline(kind: str, seed: int = 0) -> Baseline:
@@ -76,6 +51,8 @@ def baseline(kind: str, seed: int = 0) -> Baseline:
     dark = DarkReplayConfig(capacity=20, alpha=0.2, beta=1.0)
     # A mean over columns is a small step.
     brisk = TrainingConfig(epochs=20, batch_size=8, lr=0.3)
+    mixed = on_pixels(gated_network(num_experts=3, expert_hidden=12, router_hidden=8, input_scale=1.0))
+    projection = ReluFeaturesConfig(feature_dim=64, width=40, start=0, stop=64, seed=seed)
     makers: dict[str, Callable[[], Baseline]] = {
         "sequential": lambda: SequentialBaseline(on_pixels(), config, seed=seed),
         "joint": lambda: JointBaseline(on_pixels(), adam, seed=seed),
@@ -86,6 +63,12 @@ def baseline(kind: str, seed: int = 0) -> Baseline:
         "LwF": lambda: LwfBaseline(on_pixels(), config, seed=seed),
         "iCaRL": lambda: IcarlBaseline(on_pixels(), brisk, capacity=21, mirrored=True, seed=seed),
         "iCaRL on features": lambda: IcarlBaseline(on_features, brisk, capacity=21, seed=seed),
+        "monolithic": lambda: MonolithicBaseline(on_pixels(), config, seed=seed),
+        "central": lambda: MonolithicBaseline(on_features, adam, keeps_all=True, seed=seed),
+        "mixture": lambda: MixtureBaseline(mixed, brisk, seed=seed),
+        "nearest mean": lambda: NearestMean(FlatInputs()),
+        "SLDA": lambda: StreamingLda(FlatInputs()),
+        "projected": lambda: RouterArgmax(FlatInputs(), RouterConfig(ridge=1e-2), projection=projection),
         "router argmax": lambda: RouterArgmax(FlatInputs(), RouterConfig(ridge=1e-2)),
         "router argmax by task": lambda: RouterArgmax(FlatInputs(), RouterConfig(ridge=1e-2), by_task=True),
         "routed experts": lambda: routed(seed=seed),
@@ -93,20 +76,14 @@ def baseline(kind: str, seed: int = 0) -> Baseline:
     return makers[kind]()
 
 
-NETWORKS = ("sequential", "joint", "ER", "ER on features", "DER++", "EWC", "LwF", "iCaRL", "iCaRL on features")
+KEEPING_NETWORKS = ("joint", "ER", "ER on features", "DER++", "iCaRL", "iCaRL on features", "central")
+NETWORKS = ("sequential", "EWC", "LwF", "monolithic", "mixture", *KEEPING_NETWORKS)
 OURS = ("router argmax", "router argmax by task", "routed experts")
-KEEPING = ("joint", "ER", "ER on features", "DER++", "iCaRL", "iCaRL on features", *OURS)
+KEEPING = (*KEEPING_NETWORKS, "nearest mean", "SLDA", "projected", *OURS)
+UNTRAINED = ("nearest mean", "SLDA", "projected")
 
 
-def score(learner: Baseline, test: ImageDataset) -> float:
-    return accuracy(learner.predict(test.images), test.labels)
-
-
-FIRST, SECOND = task("north", "west"), task("east", "south")
-FIRST_TEST, SECOND_TEST = task("north", "west", seed=1), task("east", "south", seed=1)
-
-
-@pytest.mark.parametrize("kind", [*NETWORKS, *OURS])
+@pytest.mark.parametrize("kind", [*NETWORKS, *UNTRAINED, *OURS])
 def test_only_classes_seen_are_predicted(kind: str) -> None:
     learner = baseline(kind)
     learner.learn(FIRST)
@@ -133,7 +110,7 @@ def test_a_method_that_keeps_something_keeps_all_tasks(kind: str) -> None:
     assert score(learner, FIRST_TEST) > 0.9
 
 
-@pytest.mark.parametrize("kind", [*NETWORKS, *OURS])
+@pytest.mark.parametrize("kind", [*NETWORKS, *UNTRAINED, *OURS])
 def test_an_answer_is_among_the_classes_that_may_be_named(kind: str) -> None:
     learner = baseline(kind)
     learner.learn(FIRST)
@@ -147,30 +124,31 @@ def test_an_answer_is_among_the_classes_that_may_be_named(kind: str) -> None:
     assert named_answers(learner.scores(west.images, ("east", "west")), ("east", "west")) is not None
 
 
-def test_ewc_holds_what_the_first_task_taught_the_more_the_more_strongly_it_is_told_to() -> None:
-    # Told apart from the old ones only: at 0 it is fine-tuning, and what it answers about old images changes.
-    config, moved = TrainingConfig(epochs=10, batch_size=16, lr=0.05), []
-    for strength in (0.0, 300.0, 3000.0):
+def test_ewc_moves_what_mattered_the_less_the_more_strongly_it_is_told_to() -> None:
+    config = TrainingConfig(epochs=3, batch_size=16, lr=0.05)
+    moved = []
+    for strength in (0.0, 20.0, 200.0):
         learner = EwcBaseline(on_pixels(), config, strength=strength, seed=0)
         learner.learn(FIRST)
-        before = learner.scores(FIRST_TEST.images, CLASSES)
+        fisher = dict(learner._fisher)
+        held = {name: value.detach().clone() for name, value in learner._network.named_parameters()}
         learner.learn(SECOND)
-        learner.learn(task("east", "south", seed=6))
-        moved.append((learner.scores(FIRST_TEST.images, CLASSES) - before).abs().mean().item())
-    assert moved[0] > moved[1] > moved[2]
-    assert moved[2] < 0.85 * moved[0]
+        now = dict(learner._network.named_parameters())
+        moved.append(sum((fisher[name] * (now[name] - held[name]).square()).sum().item() for name in held))
+    assert moved[0] > 1.5 * moved[1] > 1.5 * 1.5 * moved[2]
 
 
-def test_lwf_keeps_the_old_answers_among_old_classes_better_than_fine_tuning() -> None:
-    config, moved = TrainingConfig(epochs=10, batch_size=16, lr=0.05), []
-    for strength in (0.0, 1.0):
+def test_lwf_goes_on_saying_of_new_images_what_it_said_of_old_classes() -> None:
+    config = TrainingConfig(epochs=10, batch_size=16, lr=0.05)
+    moved = []
+    for strength in (0.0, 3.0):
         learner = LwfBaseline(on_pixels(), config, strength=strength, seed=0)
         learner.learn(FIRST)
-        before = learner.scores(FIRST_TEST.images, FIRST.classes).softmax(dim=1)
+        before = learner.scores(SECOND_TEST.images, FIRST.classes).softmax(dim=1)
         learner.learn(SECOND)
-        after = learner.scores(FIRST_TEST.images, FIRST.classes).softmax(dim=1)
+        after = learner.scores(SECOND_TEST.images, FIRST.classes).softmax(dim=1)
         moved.append((after - before).abs().mean().item())
-    assert moved[1] < 0.7 * moved[0]
+    assert moved[1] < moved[0] / 2
 
 
 def test_features_have_no_mirror_image() -> None:
@@ -179,7 +157,7 @@ def test_features_have_no_mirror_image() -> None:
         IcarlBaseline(on_features, TrainingConfig(), capacity=20, mirrored=True, seed=0)
 
 
-@pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize("kind", [*UNTRAINED, *OURS])
 def test_what_has_no_column_for_a_class_gives_no_answer_and_a_network_always_does(kind: str) -> None:
     learner, network = baseline(kind), baseline("ER on features")
     for method in (learner, network):
@@ -193,18 +171,6 @@ def test_a_class_that_comes_again_adds_no_second_answer() -> None:
     learner.learn(FIRST)
     learner.learn(task("north", "south"))
     assert set(learner.predict(task(*PLACES).images)) <= {"north", "south", "west"}
-
-
-def test_experts_of_domains_share_their_classes_and_one_ridge_over_both_does_not_fit() -> None:
-    plain, inverted = task(*CLASSES), task(*CLASSES, inverted=True)
-    tests = task(*CLASSES, seed=1), task(*CLASSES, seed=1, inverted=True)
-    experts, alone = routed("tasks", top_k=2), baseline("router argmax")
-    for learner in (experts, alone):
-        learner.learn(plain)
-        learner.learn(inverted)
-    assert min(score(experts, test) for test in tests) > 0.9
-    # The classes of either domain are the other's, seen as a negative: what is linear cannot tell.
-    assert sum(score(alone, test) for test in tests) < 1.5
 
 
 @pytest.mark.parametrize("kind", [*NETWORKS, "routed experts"])
@@ -250,22 +216,6 @@ def test_what_a_method_holds_is_what_it_would_have_to_keep_and_send() -> None:
     assert held["routed experts"].num_parameters == held["router argmax"].num_parameters + expert
     assert held["routed experts"].sent_bytes > held["router argmax"].sent_bytes + 4 * expert
     assert all(of.flops > 0 for of in held.values())
-
-
-def test_a_further_task_adds_one_expert_and_changes_no_other() -> None:
-    learner = routed()
-    learner.learn(FIRST)
-    before = learner.scores(FIRST_TEST.images, FIRST.classes)
-    held = learner.holdings()
-    learner.learn(SECOND)
-    after = learner.holdings()
-    expert = 65 * 8 + 9 * 2
-    assert after.num_parameters - held.num_parameters == expert + 65 * 2
-    assert after.num_updated == expert + 65 * 4
-    # Asked among the first task's classes: the router's scores move, the expert does not.
-    moved = learner.scores(FIRST_TEST.images, FIRST.classes)
-    shares = [scores / scores.sum(dim=1, keepdim=True) for scores in (before, moved)]
-    assert torch.allclose(*shares, atol=1e-6)
 
 
 def test_training_twice_as_long_costs_twice_the_flops() -> None:
@@ -333,13 +283,6 @@ def test_settings_out_of_range_are_refused(setting: dict[str, object]) -> None:
         TrainingConfig(**setting)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("setting", [{"hidden": 0}, {"target": "domains"}])
-def test_settings_of_routed_experts_out_of_range_are_refused(setting: dict[str, object]) -> None:
-    given_ = {"router": RouterConfig(), "distillation": DistillationConfig(), "hidden": 8, "target": "tasks", **setting}
-    with pytest.raises(SettingOutOfRange):
-        RoutedConfig(**given_)  # type: ignore[arg-type]
-
-
 @given(data=st.data())
 @settings(deadline=None)
 def test_the_best_of_the_allowed_columns_is_the_answer(data: st.DataObject) -> None:
@@ -356,37 +299,3 @@ def test_the_best_of_the_allowed_columns_is_the_answer(data: st.DataObject) -> N
 def test_a_row_without_any_score_is_no_answer() -> None:
     assert named_answers(torch.tensor([[1.0, 2.0], [-torch.inf, -torch.inf]]), ("a", "b")) is None
     assert named_answers(torch.empty(3, 0), ()) is None
-
-
-def task_networks(epochs: int = 12, held_out_ratio: float = 0.25) -> TaskNetworks:
-    config = TrainingConfig(epochs=epochs, batch_size=8, lr=0.003, optimizer="adam")
-    inputs = PixelInputs(channels=1, pixels=8)
-    return TaskNetworks(inputs, mlp_100_100, config, seed=0, held_out_ratio=held_out_ratio)
-
-
-def test_a_network_a_task_answers_for_its_own_classes_and_forgets_nothing() -> None:
-    subject = task_networks()
-    first, second = ("east", "north"), ("south", "west")
-    subject.learn(task(*first))
-    before = subject.scores(task(*first, seed=9).images, first)
-    subject.learn(task(*second))
-    assert torch.equal(subject.scores(task(*first, seed=9).images, first), before)
-    assert bool(torch.isneginf(subject.scores(task(*first).images, ("nobody",))).all())
-    for classes in (first, second):
-        test = task(*classes, seed=9)
-        answers = named_answers(subject.scores(test.images, classes), classes)
-        assert answers is not None
-        assert accuracy(answers, test.labels) > 0.95
-    held = subject.holdings()
-    assert (held.num_parameters, held.kept_bytes) == (2 * held.num_updated, 0)
-
-
-def test_of_a_networks_epochs_the_first_of_the_best_is_kept() -> None:
-    # One epoch of this is right on all that is held out, or later ones would be kept.
-    subject, once = task_networks(epochs=8), task_networks(epochs=8)
-    subject.learn(task("east", "north", size=200))
-    once.learn(task("east", "north", size=200))
-    assert subject.best_epochs == once.best_epochs
-    assert subject.best_epochs[0] < 8
-    with pytest.raises(SettingOutOfRange):
-        task_networks(held_out_ratio=1.0)

@@ -1,17 +1,23 @@
 """Methods to compare with: each descends the loss of its paper, and keeps what it says it keeps."""
 
 import equations
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from experts.data.dataset import ImageDataset
 from experts.errors import SettingOutOfRange
 from experts.evaluation.baselines.derpp import DarkReplay, DarkReplayConfig
 from experts.evaluation.baselines.ewc import Consolidated, EwcBaseline
-from experts.evaluation.baselines.icarl import IcarlBaseline, Sigmoids, nearest_mean_scores, soft_targets
+from experts.evaluation.baselines.icarl import IcarlBaseline, Sigmoids, soft_targets
 from experts.evaluation.baselines.lwf import LwfBaseline, Remembered
+from experts.evaluation.baselines.moe import Balanced, GatedNetwork, MixtureBaseline, gated_network
+from experts.evaluation.baselines.monolithic import MonolithicBaseline, Taught
+from experts.evaluation.baselines.nearest_mean import NearestMean, nearest_mean_scores
 from experts.evaluation.baselines.network import NetworkSetup
-from experts.evaluation.inputs import PixelInputs
+from experts.evaluation.baselines.slda import StreamingLda
+from experts.evaluation.inputs import Inputs, PixelInputs
 from experts.evaluation.networks import feature_head, mlp_100_100, without_classifier
 from experts.evaluation.reservoir import Reservoir
 from experts.evaluation.training import TrainingConfig, train
@@ -122,6 +128,70 @@ def test_the_nearest_mean_answers_and_a_class_without_one_does_not() -> None:
     assert scores.tolist() == [[-1.0, -torch.inf, -18.0]]
 
 
+class FourPixels(Inputs):
+    """Images of two by two as features."""
+
+    shape = (4,)
+    flops_per_image = 0
+
+    def __call__(self, images: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(images.reshape(len(images), 4).astype(np.float32) / 64)
+
+
+def in_two_tasks() -> tuple[ImageDataset, ImageDataset]:
+    """One class alone in each task, and one in both."""
+    images = np.random.default_rng(3).integers(0, 256, (24, 2, 2), dtype=np.uint8)
+    labels = tuple("aabbbc"[row % 6] if row >= 12 else "ab"[row % 2] for row in range(24))
+    whole = ImageDataset(images, labels)
+    return whole.select(range(12)), whole.select(range(12, 24))
+
+
+@pytest.mark.parametrize("kind", ["nearest mean", "SLDA"])
+def test_means_and_shape_of_all_tasks_are_those_of_all_images_at_once(kind: str) -> None:
+    parts, asked = in_two_tasks(), np.array([[[7, 80], [190, 33]]], dtype=np.uint8)
+    subject = NearestMean(FourPixels()) if kind == "nearest mean" else StreamingLda(FourPixels(), shrinkage=0.1)
+    for part in parts:
+        subject.learn(part)
+    rows = [row for part in parts for row in FourPixels()(part.images).tolist()]
+    labels, h = [label for part in parts for label in part.labels], FourPixels()(asked)[0].tolist()
+    expected = (
+        equations.nearest_mean(rows, labels, h)
+        if kind == "nearest mean"
+        else equations.lda_scores(rows, labels, h, 0.1)
+    )
+    scores = subject.scores(asked, ("a", "nobody", "b", "c"))[0].tolist()
+    assert scores == pytest.approx([expected["a"], -torch.inf, expected["b"], expected["c"]], rel=1e-5)
+
+
+def test_a_monolith_learns_from_each_images_own_teacher_and_from_its_label() -> None:
+    module = network()
+    said = drawn(B, C, name="teacher")
+    said[:, 2] = -torch.inf
+    loss = Taught(alpha=0.3, temperature=2.0).loss(module, (INPUTS, LABELS, said))
+    teacher = [[None if column == 2 else value for column, value in enumerate(row)] for row in said.tolist()]
+    expected = equations.distillation_over_rows(
+        module(INPUTS).tolist(), [teacher], [1.0], LABELS.tolist(), alpha=0.3, temperature=2.0
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_mixture_is_trained_on_its_own_likelihood_and_on_a_balanced_load() -> None:
+    form = gated_network(num_experts=3, expert_hidden=5, router_hidden=4)
+    module = form((D,), "abcd", torch_generator(0, "mixture"))
+    assert isinstance(module, GatedNetwork)
+    gate, log_p = module.parts(INPUTS)
+    expected = equations.balanced_mixture_loss(gate.tolist(), log_p.tolist(), LABELS.tolist(), 0.7)
+    loss = Balanced(0.7).loss(module, (INPUTS, LABELS))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert all(value.grad is not None and bool(value.grad.any()) for value in module.parameters())
+    # What it answers with is that likelihood: a distribution over all classes.
+    assert torch.allclose(module(INPUTS).exp().sum(dim=1), torch.ones(B))
+    assert equations.balanced_mixture_loss(gate.tolist(), log_p.tolist(), LABELS.tolist(), 0.0) == pytest.approx(
+        -module(INPUTS)[torch.arange(B), LABELS].mean().item(), rel=1e-5
+    )
+
+
 def test_the_layers_before_the_classifier_are_the_networks_own() -> None:
     for form, shape in ((mlp_100_100, (1, 4, 4)), (feature_head, (16,))):
         whole = form(shape, "ab", torch_generator(0, "form"))
@@ -152,3 +222,11 @@ def test_strengths_and_numbers_out_of_range_are_refused() -> None:
         LwfBaseline(setup, config, temperature=0.0, seed=0)
     with pytest.raises(SettingOutOfRange):
         IcarlBaseline(setup, config, capacity=0, seed=0)
+    with pytest.raises(SettingOutOfRange):
+        MonolithicBaseline(setup, config, alpha=1.5, seed=0)
+    with pytest.raises(SettingOutOfRange):
+        MonolithicBaseline(setup, config, temperature=0.0, seed=0)
+    with pytest.raises(SettingOutOfRange):
+        MixtureBaseline(setup, config, balance=-1.0, seed=0)
+    with pytest.raises(SettingOutOfRange):
+        StreamingLda(FourPixels(), shrinkage=0.0)

@@ -9,10 +9,10 @@ are trained on beside the task's images, as many of each class as there is place
 of classes to come among them, is that of the authors' code. Classes that come again, of which the paper does not
 speak, have exemplars chosen anew out of the kept ones and those that come.
 
-Legend: N items, B batch, D feature, C class, A classes that may be named.
+Legend: N items, B batch, D feature, C class.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,12 +22,13 @@ from torch.nn import functional
 
 from experts.continual.herding import herded
 from experts.errors import SettingOutOfRange
+from experts.evaluation.baselines.nearest_mean import nearest_mean_scores
 from experts.evaluation.baselines.network import NetworkBaseline, NetworkSetup, outputs_of
 from experts.evaluation.cost import count_flops
 from experts.evaluation.networks import without_classifier
 from experts.evaluation.training import Objective, TrainingConfig, train
 
-__all__ = ["IcarlBaseline", "Sigmoids", "nearest_mean_scores", "soft_targets"]
+__all__ = ["IcarlBaseline", "Sigmoids", "soft_targets"]
 
 
 class IcarlBaseline(NetworkBaseline):
@@ -118,12 +119,3 @@ def soft_targets(said_NC: Tensor, columns_N: Tensor, old: Sequence[int]) -> Tens
     targets_NC = functional.one_hot(columns_N, said_NC.shape[1]).to(said_NC)
     targets_NC[:, old] = torch.sigmoid(said_NC[:, old])
     return targets_NC
-
-
-def nearest_mean_scores(features_BD: Tensor, means: Mapping[str, Tensor], allowed: Sequence[str]) -> Tensor:
-    """-|x - mu_c|^2, ``(B, A)``; -inf for a class without a mean."""
-    scores_BA = features_BD.new_full((len(features_BD), len(allowed)), -torch.inf)
-    for column, name in enumerate(allowed):
-        if name in means:
-            scores_BA[:, column] = -(features_BD - means[name]).square().sum(dim=1)
-    return scores_BA

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from experts.evaluation.cost import solve_flops
+from experts.router.features import ReluFeatures, ReluFeaturesConfig
 from experts.router.ridge import RidgeRouter, RouterConfig, solve_ridge
 from experts.router.statistics import ClassStatistics, merge
 
@@ -17,8 +18,17 @@ __all__ = ["RidgeState", "ridge_flops"]
 class RidgeState:
     """A router that learns by merging."""
 
-    def __init__(self, config: RouterConfig) -> None:
+    def __init__(self, config: RouterConfig, projection: ReluFeaturesConfig | None = None) -> None:
+        """
+        Args:
+            config: Of the ridge.
+            projection: Random features beside the trunk's; None for the trunk's alone.
+
+        Raises:
+            SettingOutOfRange: If the projection asks for too much.
+        """
         self._config = config
+        self._projection = None if projection is None else ReluFeatures(projection)
         self._stats: ClassStatistics | None = None
         self._router: RidgeRouter | None = None
         self.num_tasks = 0
@@ -47,7 +57,9 @@ class RidgeState:
 
         Raises:
             NotPositiveDefinite: If the system cannot be solved.
+            ShapeMismatch: If there is a projection, of other features.
         """
+        features_ND = self._projected(features_ND)
         stats = ClassStatistics.from_features(features_ND, labels)
         self._stats = stats if self._stats is None else merge(self._stats, stats)
         self._router = solve_ridge(self._stats, self._config)
@@ -55,6 +67,20 @@ class RidgeState:
         self.sent_bytes += len(stats.to_bytes())
         num_items, dim = features_ND.shape
         self.flops += ridge_flops(num_items, dim, len(self._stats.classes))
+        if self._projection is not None:
+            config = self._projection.config
+            self.flops += 2 * num_items * (config.stop - config.start) * config.width
+
+    def scores(self, features_BD: Tensor) -> Tensor:
+        """The router's class scores, after at least one task.
+
+        Raises:
+            ShapeMismatch: If the features are others than those learned from.
+        """
+        return self.router.scores(self._projected(features_BD))
+
+    def _projected(self, features_ND: Tensor) -> Tensor:
+        return features_ND if self._projection is None else self._projection(features_ND)
 
 
 def ridge_flops(num_items: int, dim: int, num_columns: int) -> int:

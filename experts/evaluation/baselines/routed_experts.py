@@ -4,12 +4,13 @@
 
 Each expert's teacher is a ridge solved from its own task's data alone, so nothing is learned from what is elsewhere.
 With target "classes" the router scores classes, and an expert's gate comes from those it answers for; with
-"tasks" the tasks are what the router tells apart, which is how domains share one label space.
+"tasks" the tasks are what the router tells apart, which is how domains share one label space. Variants take the gates
+from elsewhere or show the router random features besides: what a part is worth is seen by leaving it out.
 
 Legend: N items of a task, B batch, A classes that may be named, C the router's columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +33,9 @@ from experts.evaluation.baselines.ridge_state import RidgeState, ridge_flops
 from experts.evaluation.cost import Holdings, count_flops
 from experts.evaluation.inputs import Inputs
 from experts.generators import torch_generator
-from experts.router.gating import gate
+from experts.router.features import ReluFeaturesConfig
+from experts.router.gating import Gates, gate
+from experts.router.references import energy_gates, hash_gates, random_gates, uniform_gates
 from experts.router.ridge import RouterConfig, solve_ridge
 from experts.router.statistics import ClassStatistics
 
@@ -59,11 +62,19 @@ class RoutedConfig:
     target: Literal["classes", "tasks"]
     """What the router tells apart."""
 
+    projection: ReluFeaturesConfig | None = None
+    """Random features that the router sees beside the trunk's; experts do not."""
+
+    gates: Literal["router", "uniform", "random", "hash", "energy"] = "router"
+    """Where they come from; all but the first are references (`experts.router.references`)."""
+
     def __post_init__(self) -> None:
         if self.hidden < 1:
             raise SettingOutOfRange("hidden", self.hidden, allowed="at least 1")
         if self.target not in ("classes", "tasks"):
             raise SettingOutOfRange("target", self.target, allowed="classes or tasks")
+        if self.gates not in ("router", "uniform", "random", "hash", "energy"):
+            raise SettingOutOfRange("gates", self.gates, allowed="router, uniform, random, hash or energy")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +103,8 @@ class RoutedExperts(Baseline):
         self._config = config
         self._seed = seed
         self._generator = torch_generator(seed, self.name)
-        self._state = RidgeState(config.router)
+        self._gate_generator = torch_generator(seed, f"{self.name}/gates")
+        self._state = RidgeState(config.router, config.projection)
         self._experts: dict[str, _Expert] = {}
         self._flops = 0
         self._sent_bytes = 0
@@ -104,20 +116,13 @@ class RoutedExperts(Baseline):
         scores_BA = h_BD.new_full((len(images), len(allowed)), -torch.inf)
         if not experts:
             return scores_BA
-        router, settings = self._state.router, self._config.router
-        gates = gate(
-            router.scores(h_BD),
-            router.classes,
-            {uid: self._columns(expert, allowed) for uid, expert in experts.items()},
-            tau=settings.tau,
-            top_k=settings.top_k,
-        )
+        gates = self._gates(h_BD, experts, allowed)
         responses = {}
         for uid, expert in experts.items():
             rows = gates.rows_of(uid)
             responses[uid] = ExpertResponse(expert.classes, rows, probabilities(expert.module, h_BD[rows]))
         known = tuple(sorted({name for expert in experts.values() for name in expert.classes}))
-        outputs_BC = combine(gates, responses, known, settings.renormalise).outputs_BC
+        outputs_BC = combine(gates, responses, known, self._config.router.renormalise).outputs_BC
         answered = [name for name in allowed if name in known]
         scores_BA[:, class_columns(answered, allowed)] = outputs_BC[:, class_columns(answered, known)]
         return scores_BA
@@ -160,6 +165,23 @@ class RoutedExperts(Baseline):
             labels_N=class_columns(task.labels, task.classes),
             teacher_logits_NC=teacher.scores(h_ND),
         )
+
+    def _gates(self, h_BD: Tensor, experts: Mapping[str, _Expert], allowed: Sequence[str]) -> Gates:
+        settings = self._config.router
+        match self._config.gates:
+            case "uniform":
+                return uniform_gates(len(h_BD), experts)
+            case "random":
+                return random_gates(len(h_BD), experts, self._gate_generator)
+            case "hash":
+                return hash_gates(h_BD, experts)
+            case "energy":
+                with torch.no_grad():
+                    logits = {uid: expert.module(h_BD) for uid, expert in experts.items()}
+                return energy_gates(logits, tau=settings.tau, top_k=settings.top_k)
+        columns = {uid: self._columns(expert, allowed) for uid, expert in experts.items()}
+        scores_BC = self._state.scores(h_BD)
+        return gate(scores_BC, self._state.router.classes, columns, tau=settings.tau, top_k=settings.top_k)
 
     def _columns(self, expert: _Expert, allowed: Sequence[str]) -> tuple[str, ...]:
         """What of the router speaks for an expert, where only some classes may be named."""

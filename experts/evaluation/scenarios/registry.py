@@ -65,6 +65,9 @@ _MAKERS: Mapping[str, Callable[[Load, int], Scenario]] = {
     "office-home": _office_home,
     "permuted-fashion-mnist": lambda load, order: permuted_fashion_mnist(load("fashion-mnist"), order=order),
     "rotated-fashion-mnist": lambda load, order: rotated_fashion_mnist(load("fashion-mnist"), order=order),
+    "rotated-fashion-mnist-60k": lambda load, order: rotated_fashion_mnist(
+        load("fashion-mnist"), order=order, images_per_domain=60_000
+    ),
     "split-cifar-100": lambda load, order: split_cifar_100(load("cifar-100"), order=order),
     "split-digits": lambda load, order: split_digits(load("digits"), order=order),
     "split-fashion-mnist": lambda load, order: split_fashion_mnist(load("fashion-mnist"), order=order),
@@ -77,4 +80,5 @@ _MAKERS: Mapping[str, Callable[[Load, int], Scenario]] = {
 }
 
 SCENARIO_NAMES = tuple(sorted(_MAKERS))
-"""Every name that `make_scenario` knows. ``split-fashion-mnist`` takes the first 20,000 images, ``-60k`` all."""
+"""Every name that `make_scenario` knows. ``split-fashion-mnist`` takes the first 20,000 images, ``-60k`` all;
+``rotated-fashion-mnist`` deals 4,000 to each domain, ``-60k`` shows all of them from every angle."""
