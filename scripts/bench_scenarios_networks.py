@@ -119,17 +119,17 @@ PUBLISHED_ROTATED: Mapping[str, Settings] = {
 
 TUNED: Mapping[str, Settings] = {
     "SGD": Settings(lr=0.003),
-    "EWC": Settings(lr=0.003, strength=100.0),
-    "LwF": Settings(lr=0.003, strength=1.0),
-    "iCaRL 200": Settings(lr=0.1),
-    "iCaRL 500": Settings(lr=0.1),
-    "ER 200": Settings(lr=0.03),
+    "EWC": Settings(lr=0.003, strength=1000.0),
+    "LwF": Settings(lr=0.0003, strength=1.0),
+    "iCaRL 200": Settings(lr=1.0),
+    "iCaRL 500": Settings(lr=2.0),
+    "ER 200": Settings(lr=0.1),
     "ER 500": Settings(lr=0.1),
-    "DER++ 200": Settings(lr=0.03, alpha=0.2, beta=1.0),
-    "DER++ 500": Settings(lr=0.03, alpha=0.2, beta=1.0),
-    SAME_BYTES: Settings(lr=0.03, alpha=0.2, beta=1.0),
-    "monolithic distillation": Settings(lr=0.003),
-    "mixture of experts": Settings(lr=0.003, strength=0.1),
+    "DER++ 200": Settings(lr=0.03, replay_size=32, alpha=0.2, beta=1.0),
+    "DER++ 500": Settings(lr=0.03, replay_size=32),
+    SAME_BYTES: Settings(lr=0.1, replay_size=32),
+    "monolithic distillation": Settings(lr=0.001, alpha=0.2),
+    "mixture of experts": Settings(lr=0.01, strength=1.0),
 }
 """For a head on tap B4."""
 

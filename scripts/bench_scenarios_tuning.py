@@ -60,8 +60,8 @@ _DARK = [
 ]
 CANDIDATES: Mapping[str, Sequence[Settings]] = {
     "SGD": _BY_RATE,
-    "EWC": [Settings(lr=rate, strength=s) for rate, s in itertools.product((0.003, 0.01), (100.0, 1000.0, 10000.0))],
-    "LwF": [Settings(lr=rate, strength=s) for rate, s in itertools.product((0.001, 0.003, 0.01), (1.0, 3.0))],
+    "EWC": [Settings(lr=rate, strength=s) for rate, s in itertools.product((0.003, 0.01), (300.0, 1000.0, 3000.0))],
+    "LwF": [Settings(lr=rate, strength=s) for rate, s in itertools.product((0.0001, 0.0003, 0.001), (1.0, 3.0))],
     "iCaRL 200": [Settings(lr=rate) for rate in (0.03, 0.1, 0.3, 1.0, 2.0, 4.0)],
     "iCaRL 500": [Settings(lr=rate) for rate in (0.03, 0.1, 0.3, 1.0, 2.0, 4.0)],
     "ER 200": _BY_RATE,
@@ -70,13 +70,14 @@ CANDIDATES: Mapping[str, Sequence[Settings]] = {
     "DER++ 500": _DARK,
     SAME_BYTES: _DARK,
     "monolithic distillation": [
-        Settings(lr=rate, alpha=alpha) for rate, alpha in itertools.product((0.001, 0.003, 0.01), (0.2, 0.5))
+        Settings(lr=rate, alpha=alpha) for rate, alpha in itertools.product((0.0003, 0.001, 0.003), (0.0, 0.2))
     ],
     "mixture of experts": [
-        Settings(lr=rate, strength=s) for rate, s in itertools.product((0.003, 0.01, 0.03), (0.01, 0.1))
+        Settings(lr=rate, strength=s) for rate, s in itertools.product((0.01, 0.03), (0.1, 0.3, 1.0))
     ],
 }
-"""What each method that learns from a stream is given; what it is run with, `TUNED`, is among them."""
+"""What each method that learns from a stream is given; what it is run with, `TUNED`, is among them. Where the best of six
+stood at an edge of theirs, the six were moved once."""
 
 
 def main(arguments: Sequence[str]) -> int:

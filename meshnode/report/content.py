@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from meshnode.report.documents import Document, Found
+from meshnode.report.margins import margins_of
 from meshnode.report.outcomes import Outcome, measured_by
 from meshnode.report.page import Block, Heading, Paragraph, Picture, Table
 from meshnode.report.plots import costs_of, courses_png, matrices_png, pareto_png, routing_png
@@ -57,6 +58,9 @@ def _beginning(found: Found) -> Iterator[Block]:
     targets = [target for document in found.documents for target in document.targets]
     met = sum(target.is_met for target in targets)
     yield Heading(level=1, text=TITLE)
+    margins = margins_of(found.documents)
+    if margins:
+        yield Paragraph(text=" ".join(margins))
     yield Paragraph(
         text=f"{_count(len(found.documents), 'result')}, {_count(len(targets), 'target')}: {met} met, "
         f"{len(targets) - met} missed. Every figure was printed by a command that stands at the end, with its seeds "

@@ -92,6 +92,28 @@ def test_a_page_tells_figures_targets_and_where_they_come_from(tmp_path: Path) -
     assert report.to_dict()["targets"] == {"met": 1, "missed": ["bench_continual: two-tasks, tasks"]}
 
 
+def test_a_page_begins_with_what_experts_add_to_the_strongest_router_and_to_replay_of_as_many_bytes(
+    tmp_path: Path,
+) -> None:
+    rows = {
+        "routed experts, trunk": 88.0,
+        "router argmax, trunk": 80.0,
+        "router argmax by domain, trunk": 86.5,
+        "DER++ same bytes, trunk": 88.2,
+        "DER++ 500, trunk": 99.0,
+    }
+    turned = {name: {"accuracy": accuracy} for name, accuracy in rows.items()}
+    published = {"DER++ same bytes, trunk": {"accuracy": 80.0}}
+    scenarios = _document(figures={"turned": turned, "published": published})
+    report = write_report(_put(tmp_path / "in", bench_scenarios=scenarios), tmp_path / "out")
+    first = report.markdown.read_text(encoding="utf-8").split("\n\n")[1]
+    assert "experts add +1.5 on turned (points of accuracy)" in first
+    assert "experts and router are at -0.2 on turned" in first
+    assert "published" not in first
+    without = write_report(_put(tmp_path / "other", bench_continual=_learning()), tmp_path / "out")
+    assert without.markdown.read_text(encoding="utf-8").split("\n\n")[1].startswith("1 result")
+
+
 def test_a_page_holds_its_pictures_and_fetches_nothing(tmp_path: Path) -> None:
     report = write_report(_put(tmp_path / "in", bench_continual=_learning()), tmp_path / "out")
     text = report.html.read_text(encoding="utf-8")
