@@ -76,8 +76,8 @@ CANDIDATES: Mapping[str, Sequence[Settings]] = {
         Settings(lr=rate, strength=s) for rate, s in itertools.product((0.01, 0.03), (0.1, 0.3, 1.0))
     ],
 }
-"""What each method that learns from a stream is given; what it is run with, `TUNED`, is among them. Where the best of six
-stood at an edge of theirs, the six were moved once."""
+"""What each method that learns from a stream is given; what it is run with, `TUNED`, is among them. Where the best
+of six stood at an edge, the six were moved once."""
 
 
 def main(arguments: Sequence[str]) -> int:

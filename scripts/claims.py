@@ -48,6 +48,28 @@ def _failover(figures: Figures) -> str:
     return f"{1e3 * figures['failover_s']:.0f} ms; {100 * figures['failover_success_ratio']:.2f} % answered"
 
 
+def _learned(figures: Figures) -> str:
+    row = figures["split-fashion-mnist, tasks"]
+    return f"{_accuracy(row)}; forgetting {row['forgetting']:.1f} points"
+
+
+def _four_nodes(figures: Figures) -> str:
+    one, four = figures["one node"], figures["four nodes"]
+    return f"{four['accuracy']:.1f} against {one['accuracy']:.1f} %; {four['sent_kb'] / 1000:.1f} MB sent by all"
+
+
+def _late_joiner(figures: Figures) -> str:
+    late = figures["late_joiner"]
+    behind = figures["four nodes"]["accuracy"] - late["accuracy_by_statistics"]
+    return f"{behind:.1f} points, {late['statistics_s']:.0f} s, {late['statistics_kb'] / 1000:.1f} MB"
+
+
+def _tidied(figures: Figures) -> str:
+    before, after = (figures["even"]["tidied"][name] for name in ("all kept", "merged and retired"))
+    experts = f"{before['experts']:.0f} to {after['experts']:.0f} experts"
+    return f"{experts}, {before['accuracy']:.1f} to {after['accuracy']:.1f} %"
+
+
 def _specialization(figures: Figures) -> str:
     usage, information = figures["mixture_max_usage_ratio"], figures["mixture_mutual_information_nats"]
     return f"{usage:.2f} of at least 0.20, {information:.2f} of at most {math.log(5):.2f} nats"
@@ -102,6 +124,42 @@ _CLAIMS = (
         "bench_scenarios",
     ),
     _Claim("the same by joint training on trunk B4", _method(_SPLIT, "joint, trunk"), "", "bench_scenarios"),
+    _Claim(
+        "routed experts over DER++ that keeps as many bytes, both on trunk B4",
+        _over(_SPLIT, "DER++ same bytes"),
+        "+1",
+        "bench_scenarios",
+    ),
+    _Claim(
+        "the same over SLDA, the nearest of the methods without gradients",
+        _over(_SPLIT, "SLDA"),
+        "",
+        "bench_scenarios",
+    ),
+    _Claim(
+        "the learner of a node (E5), which decides task by task",
+        _learned,
+        "90.9; at most 5",
+        "bench_continual",
+    ),
+    _Claim(
+        "four daemons that got the tasks apart, against one that got all",
+        _four_nodes,
+        "at most 0.3 less",
+        "bench_continual_mesh",
+    ),
+    _Claim(
+        "a node that joins them late without data: behind them, after so long, of bytes",
+        _late_joiner,
+        "at most 0.3",
+        "bench_continual_mesh",
+    ),
+    _Claim(
+        "a mesh that merges and retires experts that it can do without",
+        _tidied,
+        "",
+        "bench_tidy",
+    ),
     _Claim(
         "routed experts over the router alone, tasks of classes", _over(_SPLIT, "router argmax"), "", "bench_scenarios"
     ),

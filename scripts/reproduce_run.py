@@ -54,7 +54,7 @@ def run_cells(
         tell: Takes a line of progress.
         longest_s: For one cell, in seconds.
     """
-    for folder in (out, out / "cells", out / "logs"):
+    for folder in (out / "cells", out / "logs", out / "parts"):
         folder.mkdir(parents=True, exist_ok=True)
     outcomes = []
     for number, cell in enumerate(cells, 1):
@@ -81,10 +81,15 @@ def run_cells(
 def _is_cached(cell: Cell, out: Path, digest: str) -> bool:
     try:
         made = json.loads((out / "cells" / f"{cell.name}.json").read_text(encoding="utf-8"))
-        json.loads((out / f"{cell.name}.json").read_text(encoding="utf-8"))
+        json.loads(_kept(cell, out).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return bool(made == _made(cell, digest))
+
+
+def _kept(cell: Cell, out: Path) -> Path:
+    """Its document; that of a part lies where no report looks."""
+    return out / ("parts" if cell.is_part else "") / f"{cell.name}.json"
 
 
 def _made(cell: Cell, digest: str) -> dict[str, Any]:
@@ -93,13 +98,14 @@ def _made(cell: Cell, digest: str) -> dict[str, Any]:
 
 def _run(cell: Cell, out: Path, digest: str, tell: Callable[[str], None], longest_s: float) -> str:
     """Run a cell and keep its document; returns why it failed, or nothing."""
-    kept, made, log = out / f"{cell.name}.json", out / "cells" / f"{cell.name}.json", out / "logs" / f"{cell.name}.log"
+    kept, made, log = _kept(cell, out), out / "cells" / f"{cell.name}.json", out / "logs" / f"{cell.name}.log"
     for stale in (made, kept):  # the note first: a document alone counts for nothing
         stale.unlink(missing_ok=True)
     partial = out / "cells" / f"{cell.name}.partial"
+    runs = (out / "runs" / digest[:16]).absolute()  # the benchmark runs elsewhere, and of another source none counts
     with partial.open("wb") as stdout, log.open("wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, *cell.arguments],
+            [sys.executable, *cell.arguments, *(["--resume", str(runs)] if cell.resumes else [])],
             cwd=ROOT,
             env=_environment(),
             stdin=subprocess.DEVNULL,

@@ -112,6 +112,31 @@ def test_a_cell_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert not [one for one in psutil.Process().children() if "time.sleep(600)" in " ".join(one.cmdline())]
 
 
+def test_cells_that_resume_share_their_runs_as_long_as_the_source_is_the_same(tmp_path: Path) -> None:
+    program = tmp_path / "resuming.py"
+    program.write_text(
+        "import json, pathlib, sys\n"
+        "runs = pathlib.Path(sys.argv[sys.argv.index('--resume') + 1])\n"
+        "found = runs.exists()\n"
+        "runs.mkdir(parents=True, exist_ok=True)\n"
+        "print(json.dumps({'schema': 'modulemesh.bench/1', 'command': '', 'seeds': [], 'machine': {},\n"
+        "                  'figures': {'found': found}}))\n"
+    )
+    part, whole = (
+        Cell(name=name, arguments=(str(program), *more), minutes=0.1, resumes=True, is_part=bool(more))
+        for name, more in (("part", ["--some"]), ("whole", []))
+    )
+    out = tmp_path / "out"
+    assert _run([part, whole], out) == ["done", "done"]
+    assert _run([part, whole], out) == ["cached", "cached"]
+    assert [path.name for path in out.glob("*.json")] == ["whole.json"]  # what a report is made of
+    document = json.loads((out / "whole.json").read_text(encoding="utf-8"))
+    assert document["figures"] == {"found": True}
+    assert document["command"] == whole.command
+    assert _run([whole], out, digest="another") == ["done"]
+    assert json.loads((out / "whole.json").read_text(encoding="utf-8"))["figures"] == {"found": False}
+
+
 def test_a_cell_whose_packages_are_missing_is_no_failure(tmp_path: Path) -> None:
     cell = _cell(tmp_path, "first", needs=("no_such_package_of_anyone",))
     [outcome] = run_cells([cell], tmp_path / "out", digest="one", tell=lambda _: None)
