@@ -4,7 +4,7 @@ The errors of the mesh are `protocol.errors`; these here never cross the wire. B
 ``message`` and a ``hint``, so that whoever shows them to people or programs need not tell them apart.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -31,10 +31,12 @@ __all__ = [
     "Refused",
     "ResourceAbsent",
     "ResultUnreadable",
+    "ScenarioUnusable",
     "StateTooNew",
     "StateUnreadable",
     "SuccessorDeclined",
     "Timeout",
+    "UnknownName",
     "error_document",
     "exit_code_for",
     "exit_code_of",
@@ -227,6 +229,33 @@ class ResultUnreadable(NodeError):
         )
         self.path = path
         self.reason = reason
+
+
+class ScenarioUnusable(NodeError):
+    """The ``scenario`` cannot be evaluated: its file or data is not as it has to be."""
+
+    code = "scenario_unusable"
+
+    def __init__(self, scenario: str, reason: str) -> None:
+        super().__init__(
+            f"{scenario} cannot be evaluated: {reason}",
+            hint="docs/scenarios.md tells what a scenario's file may say, and how data has to lie.",
+        )
+        self.scenario = scenario
+        self.reason = reason
+
+
+class UnknownName(NodeError):
+    """There is no ``kind`` (a scenario, a method) that is named ``name``."""
+
+    code = "unknown_name"
+    exit_code = ExitCode.USAGE
+
+    def __init__(self, kind: str, name: str, *, near: str | None, known: Sequence[str]) -> None:
+        hint = f"Did you mean {near!r}?" if near else f"Known: {', '.join(known)}."
+        super().__init__(f"there is no {kind} named {name!r}", hint=hint)
+        self.kind = kind
+        self.name = name
 
 
 class NoAncestorHere(NodeError):

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import platformdirs
 import torch
 from bench_ablations_plot import draw
-from bench_continual_rows import STREAM_BATCH, config_for
+from bench_continual_rows import STREAM_BATCH
 from bench_document import RESULTS, bench_document, say, write_document
-from bench_scenarios import PIXELS, TAP, load, trunk_inputs
+from bench_scenarios import PIXELS, TAP, load
 
 from experts.continual.replay_kinds import ReplayConfig
 from experts.continual.settings import LearnerConfig
@@ -36,6 +36,8 @@ from experts.evaluation.runner import RunResult, kept_run, run_scenario
 from experts.evaluation.scenarios.base import Scenario
 from experts.evaluation.scenarios.registry import make_scenario
 from experts.evaluation.scenarios.split import split_by_class
+from experts.evaluation.suite.methods import learner_config
+from experts.evaluation.suite.trunk import trunk_inputs
 from meshnode.errors import ExitCode
 
 DEFAULT = "default"
@@ -145,7 +147,7 @@ def _run_knob(name: str, number: int, options: argparse.Namespace) -> dict[str, 
 def _learned(
     scenario: Scenario, change: Change, number: int, options: argparse.Namespace, *, is_stream: bool
 ) -> RunResult:
-    config = change(config_for(scenario))
+    config = change(learner_config(scenario))
     batch = STREAM_BATCH if is_stream else None
     terms = ("learner", scenario.digest(), str(config), str(batch), str(number), TAP, str(PIXELS))
 
@@ -161,7 +163,7 @@ def _argmax_alone(name: str, number: int, options: argparse.Namespace) -> RunRes
     scenario = _scenario(name, number, DEFAULT, options)
     terms = ("argmax", scenario.digest(), TAP, str(PIXELS))
     return _once(
-        terms, lambda: run_scenario(RouterArgmax(_inputs(scenario), config_for(scenario).router), scenario), None
+        terms, lambda: run_scenario(RouterArgmax(_inputs(scenario), learner_config(scenario).router), scenario), None
     )
 
 
@@ -176,11 +178,8 @@ def _once(terms: tuple[str, ...], run: Callable[[], RunResult], folder: Path | N
 
 def _inputs(scenario: Scenario) -> TrunkInputs:
     """Features, computed before anything is timed or read from the disk."""
-    inputs = trunk_inputs(scenario, FeatureStore(platformdirs.user_cache_path("modulemesh") / "features"))
-    for task in scenario.tasks:
-        for part in (task.train, task.test):
-            inputs(part.images)
-    return inputs
+    store = FeatureStore(platformdirs.user_cache_path("modulemesh") / "features")
+    return trunk_inputs(scenario, store, tap=TAP, pixels=PIXELS)
 
 
 def _scenario(name: str, number: int, experts: str, options: argparse.Namespace) -> Scenario:

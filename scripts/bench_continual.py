@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from bench_continual_detection import detection
 from bench_continual_plot import draw
-from bench_continual_rows import QUICK_ROWS, ROWS, STREAM_BATCH, TAPS, Sizes, config_for, prepared
+from bench_continual_rows import QUICK_ROWS, ROWS, STREAM_BATCH, TAPS, Sizes, prepared
 from bench_continual_targets import targets_of
 from bench_document import RESULTS, bench_document, say, write_document
 from bench_scenarios import PIXELS, QUICK_TEST
@@ -29,6 +29,7 @@ from experts.evaluation.baselines.continual_learner import ContinualMethod
 from experts.evaluation.baselines.task_networks import TaskNetworks
 from experts.evaluation.metrics import spread
 from experts.evaluation.runner import RunResult, run_scenario
+from experts.evaluation.suite.methods import learner_config
 from meshnode.errors import ExitCode
 
 QUICK = Sizes(train=800, test=QUICK_TEST, epochs=3)
@@ -104,7 +105,7 @@ def _run_row(name: str, options: argparse.Namespace) -> list[Run]:
 def _restart(options: argparse.Namespace) -> dict[str, Any]:
     """Half-way through the second task's first lesson the learner is saved, forgotten and read again."""
     scenario, inputs = prepared("split-fashion-mnist", 0, options.sizes)
-    config = config_for(scenario)
+    config = learner_config(scenario)
 
     def features(images: np.ndarray) -> torch.Tensor:
         return inputs(np.array(images))

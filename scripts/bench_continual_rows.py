@@ -2,7 +2,7 @@
 
 The trunk is the default tap E5 where classes are told apart and B4 where domains or tasks are, whose experts answer for
 ten classes and have room for too few units on E5's 2,160 features. No setting was chosen on a test image: those of the
-learner are its defaults but for what `config_for` names; `bench_continual_tuning.py` shows how they were chosen.
+learner are its defaults but for what `learner_config` names; `bench_continual_tuning.py` shows how they were chosen.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,25 +12,22 @@ from typing import Any, NamedTuple
 import platformdirs
 from bench_document import say
 from bench_scenarios import PIXELS, load
-from bench_scenarios_networks import head_setup, to_the_end
 
-from experts.continual.novelty import NoveltyConfig
-from experts.continual.settings import LearnerConfig
 from experts.evaluation.baselines.base import Baseline
 from experts.evaluation.baselines.continual_learner import ContinualMethod, Labelling
 from experts.evaluation.baselines.joint import JointBaseline
 from experts.evaluation.baselines.task_networks import TaskNetworks
 from experts.evaluation.features import FeatureStore
-from experts.evaluation.inputs import Inputs, PixelInputs, TrunkInputs
+from experts.evaluation.inputs import Inputs, PixelInputs
 from experts.evaluation.networks import reference_cnn
 from experts.evaluation.scenarios.base import Scenario
 from experts.evaluation.scenarios.registry import make_scenario
+from experts.evaluation.suite.methods import learner_config
+from experts.evaluation.suite.networks import head_setup, to_the_end
+from experts.evaluation.suite.trunk import trunk_inputs
 from experts.evaluation.training import TrainingConfig
-from experts.router.ridge import RouterConfig
-from experts.trunk.base import set_normalisation
-from experts.trunk.efficientnet import load_efficientnet
 
-__all__ = ["LABELLED", "QUICK_ROWS", "ROWS", "SCORES", "STREAM_BATCH", "TAPS", "Row", "Sizes", "config_for", "prepared"]
+__all__ = ["LABELLED", "QUICK_ROWS", "ROWS", "SCORES", "STREAM_BATCH", "TAPS", "Row", "Sizes", "prepared"]
 
 STREAM_BATCH = 64
 """Images, as many as are judged together."""
@@ -39,7 +36,7 @@ LABELLED = 0.1
 """Share of images that have a label in the rows that are partly labelled."""
 
 SCORES = {"split-fashion-mnist": "mahalanobis", "rotated-fashion-mnist": "relative"}
-"""That new tasks are detected by, as in `config_for`; the other one is measured beside it."""
+"""That new tasks are detected by, as in `learner_config`; the other one is measured beside it."""
 
 TAPS = {"split-fashion-mnist": "E5", "rotated-fashion-mnist": "B4", "four-sets": "B4"}
 
@@ -69,16 +66,9 @@ class Row(NamedTuple):
     is_ours: bool = True
 
 
-def config_for(scenario: Scenario) -> LearnerConfig:
-    """The defaults, but of domains two are asked, and on E5 the distance is Mahalanobis' own."""
-    router = RouterConfig(top_k=2 if scenario.kind == "domain-incremental" else 1)
-    novelty = NoveltyConfig(relative=scenario.kind != "class-incremental")
-    return LearnerConfig(setting=scenario.kind, router=router, novelty=novelty)
-
-
 def _ours(changes: Mapping[str, Any] | None = None, **how: Any) -> Make:
     def made(scenario: Scenario, inputs: Inputs, seed: int, _: Sizes) -> Baseline:
-        return ContinualMethod(inputs, replace(config_for(scenario), **(changes or {})), seed=seed, **how)
+        return ContinualMethod(inputs, replace(learner_config(scenario), **(changes or {})), seed=seed, **how)
 
     return made
 
@@ -130,10 +120,4 @@ def prepared(name: str, order: int, sizes: Sizes, *, held_out_ratio: float | Non
         scenario = scenario.for_tuning(held_out_ratio)
     say(f"{name}, order {order}: features")
     store = FeatureStore(platformdirs.user_cache_path("modulemesh") / "features")
-    trunk = load_efficientnet(TAPS[name], pixels=PIXELS)
-    set_normalisation(trunk, [store.section(trunk, scenario.tasks[0].train.images)])
-    inputs = TrunkInputs(trunk, store.features)
-    for task in scenario.tasks:
-        for part in (task.train, task.test):
-            inputs(part.images)
-    return scenario, inputs
+    return scenario, trunk_inputs(scenario, store, tap=TAPS[name], pixels=PIXELS)

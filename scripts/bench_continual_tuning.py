@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from bench_continual_detection import detection
-from bench_continual_rows import LABELLED, STREAM_BATCH, Sizes, config_for, prepared
+from bench_continual_rows import LABELLED, STREAM_BATCH, Sizes, prepared
 from bench_document import RESULTS, bench_document, say, write_document
 from bench_scenarios import QUICK_TEST
 
@@ -24,6 +24,7 @@ from experts.distillation.config import DistillationConfig
 from experts.evaluation.baselines.continual_learner import ContinualMethod, Labelling
 from experts.evaluation.metrics import spread
 from experts.evaluation.runner import run_scenario
+from experts.evaluation.suite.methods import learner_config
 from meshnode.errors import ExitCode
 
 HELD_OUT = 0.15
@@ -110,7 +111,9 @@ def _figures(row: str, sizes: Sizes) -> dict[str, float]:
     for number in range(RUNS.get(row, 1)):
         scenario, inputs = prepared(row.partition(",")[0], number, sizes, held_out_ratio=HELD_OUT)
         for name, changes in candidates.items():
-            method = ContinualMethod(inputs, dataclasses.replace(config_for(scenario), **changes), seed=number, **how)
+            method = ContinualMethod(
+                inputs, dataclasses.replace(learner_config(scenario), **changes), seed=number, **how
+            )
             accuracies[name].append(100 * run_scenario(method, scenario).matrix.average_accuracy())
             say(f"{row}, {name}, seed {number}: {accuracies[name][-1]:.1f}")
     return {name: spread(values).mean for name, values in accuracies.items()}

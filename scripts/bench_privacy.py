@@ -15,12 +15,13 @@ from typing import Any
 import platformdirs
 import torch
 from bench_document import RESULTS, bench_document, say, write_document
-from bench_scenarios import PIXELS, QUICK_TEST, QUICK_TRAIN, TAP, load, trunk_inputs
+from bench_scenarios import PIXELS, QUICK_TEST, QUICK_TRAIN, TAP, load
 
 from experts.continual.privacy import PrivacyConfig, PrivatePublisher
 from experts.evaluation.features import FeatureStore
 from experts.evaluation.metrics import accuracy, spread
 from experts.evaluation.scenarios.registry import make_scenario
+from experts.evaluation.suite.trunk import trunk_inputs
 from experts.generators import torch_generator
 from experts.router.ridge import RouterConfig, solve_ridge
 from experts.router.statistics import ClassStatistics, merge
@@ -73,7 +74,8 @@ def _accuracies(order: int, *, quick: bool) -> dict[str, float]:
     if quick:
         scenario = scenario.limited(QUICK_TRAIN, QUICK_TEST)
     say(f"order {order}")
-    inputs = trunk_inputs(scenario, FeatureStore(platformdirs.user_cache_path("modulemesh") / "features"))
+    store = FeatureStore(platformdirs.user_cache_path("modulemesh") / "features")
+    inputs = trunk_inputs(scenario, store, tap=TAP, pixels=PIXELS)
     test_ND = torch.cat([inputs(task.test.images) for task in scenario.tasks])
     labels = [label for task in scenario.tasks for label in task.test.labels]
 

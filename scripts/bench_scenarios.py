@@ -2,7 +2,7 @@
 
 Three runs of each, every one with another order of classes, tasks or images, and another seed. Experts and the router
 stand on tap B4 at 64 pixels, calibrated on the first task. No setting was chosen on a test image: see
-`bench_scenarios_networks.py`. Two more scenarios repeat protocols of Mammoth (github.com/aimagelab/mammoth) on raw
+`experts.evaluation.suite`. Two more scenarios repeat protocols of Mammoth (github.com/aimagelab/mammoth) on raw
 pixels, whose figures ours are held against. A cell is one method on one order of one scenario: with --resume each is
 kept as it is finished, and may be made in any order, by --only and --methods. The exit code is 0 if every target is
 met, 10 if one is missed.
@@ -20,35 +20,20 @@ from typing import Any
 import platformdirs
 import torch
 from bench_document import RESULTS, bench_document, say, write_document
-from bench_scenarios_methods import EXPERT_STEPS, on_features, on_pixels, published
-from bench_scenarios_networks import (
-    PUBLISHED_SPLIT,
-    SAME_BYTES,
-    TUNED,
-    Input,
-    Method,
-    Settings,
-    head_setup,
-    network_method,
-    pixel_setup,
-    same_bytes_items,
-)
 from bench_scenarios_plot import draw
 from bench_scenarios_targets import PROTOCOL, PROTOCOLS, SGD_SEEDS, targets_of
 
 from experts.data.dataset import ImageDataset
 from experts.data.named import load_named
-from experts.errors import UndefinedFigure
-from experts.evaluation.baselines.network import NetworkSetup
-from experts.evaluation.cost import accuracy_per_kilobyte
 from experts.evaluation.features import FeatureStore
 from experts.evaluation.inputs import TrunkInputs
-from experts.evaluation.metrics import spread
 from experts.evaluation.runner import RunResult, kept_run, run_scenario, untrained_row
 from experts.evaluation.scenarios.base import Scenario
 from experts.evaluation.scenarios.registry import make_scenario
-from experts.trunk.base import set_normalisation
-from experts.trunk.efficientnet import load_efficientnet
+from experts.evaluation.suite.figures import row_figures
+from experts.evaluation.suite.method import Method
+from experts.evaluation.suite.methods import EXPERT_STEPS, on_features, on_pixels, published, same_bytes
+from experts.evaluation.suite.trunk import trunk_inputs
 from meshnode.datasets import find_dataset
 from meshnode.errors import ExitCode
 
@@ -111,18 +96,22 @@ def _run_all(name: str, options: argparse.Namespace) -> dict[str, Any]:
         scenario = make_scenario(name, load, order=0 if name in PROTOCOLS else number)
         if options.quick:
             scenario = scenario.limited(QUICK_TRAIN, QUICK_TEST)
-        inputs = None if name in PROTOCOLS else _features(scenario, store)
+        if name in PROTOCOLS:
+            inputs = None
+        else:
+            say(f"{name}, order {number}: features")
+            inputs = trunk_inputs(scenario, store, tap=TAP, pixels=PIXELS)
         methods = _methods(scenario, inputs, options)
         for method in methods:
             if method.name == "SGD":
                 untrained.setdefault(method.input, []).append(untrained_row(method.make(number), scenario))
         for method in methods:
-            results.setdefault(_row(method), []).append(_run(method, scenario, number, options.resume))
+            results.setdefault(method.row, []).append(_run(method, scenario, number, options.resume))
         if inputs is not None and "routed experts, trunk" in results:
             kept_bytes = results["routed experts, trunk"][number].costs[-1].kept_bytes
-            beside = _same_bytes(scenario, inputs, kept_bytes)
+            beside = same_bytes(scenario, inputs, kept_bytes)
             for method in beside:
-                results.setdefault(_row(method), []).append(_run(method, scenario, number, options.resume))
+                results.setdefault(method.row, []).append(_run(method, scenario, number, options.resume))
             methods += beside
     sgd_runs = list(results["SGD, pixels"]) if name == PROTOCOL and "SGD, pixels" in results else []
     if sgd_runs:
@@ -133,18 +122,8 @@ def _run_all(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "untrained": untrained,
         "grows": scenario.kind == "class-incremental",
         "kind": scenario.kind,
-        "settings": {_row(method): method.settings for method in methods},
+        "settings": {method.row: method.settings for method in methods},
     }
-
-
-def _features(scenario: Scenario, store: FeatureStore) -> TrunkInputs:
-    """Of all images before any method runs, so that no method's seconds hold what the others find ready; FLOPs do."""
-    say(f"{scenario.name}: features")
-    inputs = trunk_inputs(scenario, store)
-    for task in scenario.tasks:
-        for part in (task.train, task.test):
-            inputs(part.images)
-    return inputs
 
 
 def _methods(scenario: Scenario, inputs: TrunkInputs | None, options: argparse.Namespace) -> list[Method]:
@@ -156,26 +135,9 @@ def _methods(scenario: Scenario, inputs: TrunkInputs | None, options: argparse.N
         methods += on_features(scenario, inputs, expert_steps=QUICK_STEPS if options.quick else EXPERT_STEPS)
     if options.methods is None:
         return methods
-    chosen = [method for method in methods if _row(method) in options.methods]
+    chosen = [method for method in methods if method.row in options.methods]
     read = {method.input for method in chosen}
     return [method for method in methods if method in chosen or (method.name == "joint" and method.input in read)]
-
-
-def _same_bytes(scenario: Scenario, inputs: TrunkInputs, kept_bytes: int) -> list[Method]:
-    """DER++ on either input, keeping so many bytes."""
-    capacity = same_bytes_items(scenario, kept_bytes)
-    setups: tuple[tuple[Input, NetworkSetup, Mapping[str, Settings]], ...] = (
-        ("pixels", pixel_setup(scenario), PUBLISHED_SPLIT),
-        ("trunk", head_setup(scenario, inputs), TUNED),
-    )
-    return [
-        network_method(SAME_BYTES, kind, setup, scenario, settings[SAME_BYTES], capacity=capacity)
-        for kind, setup, settings in setups
-    ]
-
-
-def _row(method: Method) -> str:
-    return f"{method.name}, {method.input}"
 
 
 def _run(method: Method, scenario: Scenario, seed: int, folder: Path | None) -> RunResult:
@@ -191,13 +153,6 @@ def _run(method: Method, scenario: Scenario, seed: int, folder: Path | None) -> 
 def load(name: str) -> tuple[ImageDataset, ImageDataset]:
     """Training and test part of a data set, wherever it is on this machine."""
     return load_named(name, find_dataset(name))
-
-
-def trunk_inputs(scenario: Scenario, store: FeatureStore) -> TrunkInputs:
-    """Features of a trunk that is calibrated on the training images of the scenario's first task."""
-    trunk = load_efficientnet(TAP, pixels=PIXELS)
-    set_normalisation(trunk, [store.section(trunk, scenario.tasks[0].train.images)])
-    return TrunkInputs(trunk, store.features)
 
 
 def _document(runs: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -224,52 +179,10 @@ def _document(runs: Mapping[str, Any], options: argparse.Namespace) -> dict[str,
 
 
 def _figures(row: str, run: Mapping[str, Any]) -> dict[str, Any]:
-    """One row's: percent where it is an accuracy, means over the runs, and the deviation of the accuracy."""
-    results: list[RunResult] = run["results"][row]
-    joints: list[RunResult] = run["results"][f"joint, {row.rpartition(', ')[2]}"]
-    accuracy = spread([100 * result.matrix.average_accuracy() for result in results])
-    of_tasks = spread([100 * result.task_matrix.average_accuracy() for result in results])
-    costs = [result.costs for result in results]
-    kept_bytes = max(cost.kept_bytes for of_run in costs for cost in of_run)
-    peaks = [cost.peak_memory_bytes for of_run in costs for cost in of_run]
-    return {
-        "accuracy": accuracy.mean,
-        "std": accuracy.deviation,
-        "task_accuracy": of_tasks.mean,
-        "task_std": of_tasks.deviation,
-        "forgetting": spread([100 * result.matrix.forgetting() for result in results]).mean,
-        "excess_forgetting": spread(
-            [100 * result.matrix.excess_forgetting(joint.matrix) for result, joint in zip(results, joints, strict=True)]
-        ).mean,
-        "retention": spread([result.matrix.mean_retention() for result in results]).mean,
-        "least_retention": min(result.matrix.least_retention() for result in results),
-        "backward_transfer": spread([100 * result.matrix.backward_transfer() for result in results]).mean,
-        "forward_transfer": _forward_transfer(results, run, row.rpartition(", ")[2]),
-        "kept_kb": kept_bytes / 1000,
-        "points_per_kept_kb": accuracy_per_kilobyte(accuracy.mean / 100, kept_bytes) if kept_bytes else None,
-        "sent_kb": spread([sum(cost.sent_bytes for cost in of_run) / 1000 for of_run in costs]).mean,
-        "parameters": costs[0][-1].num_parameters,
-        "parameters_added_last": costs[0][-1].parameters_added,
-        "parameters_updated_last": costs[0][-1].parameters_updated,
-        "parameters_added_mean": spread([cost.parameters_added for cost in costs[0]]).mean,
-        "parameters_updated_mean": spread([cost.parameters_updated for cost in costs[0]]).mean,
-        "gflops": spread([sum(cost.flops for cost in of_run) / 1e9 for of_run in costs]).mean,
-        "seconds": spread([sum(cost.seconds for cost in of_run) for of_run in costs]).mean,
-        "peak_mb": None if None in peaks else max(peak for peak in peaks if peak is not None) / 1e6,
-    }
-
-
-def _forward_transfer(results: Sequence[RunResult], run: Mapping[str, Any], kind: str) -> float | None:
-    """Over the untrained network that the methods of this input begin with."""
-    try:
-        return spread(
-            [
-                100 * result.matrix.forward_transfer(row, classes_grow=run["grows"])
-                for result, row in zip(results, run["untrained"][kind], strict=True)
-            ]
-        ).mean
-    except UndefinedFigure:
-        return None
+    """One row's."""
+    kind = row.rpartition(", ")[2]
+    joints, untrained = run["results"][f"joint, {kind}"], run["untrained"].get(kind)
+    return row_figures(run["results"][row], joints, untrained, classes_grow=run["grows"])
 
 
 def _table(document: Mapping[str, Any]) -> str:

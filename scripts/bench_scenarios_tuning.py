@@ -19,24 +19,25 @@ from typing import Any
 import platformdirs
 import torch
 from bench_document import RESULTS, bench_document, say, write_document
-from bench_scenarios import PIXELS, QUICK_TEST, QUICK_TRAIN, TAP, load, trunk_inputs
-from bench_scenarios_methods import EXPERT_HIDDEN, EXPERT_STEPS, on_features, routed
-from bench_scenarios_networks import (
-    SAME_BYTES,
-    TUNED,
-    Method,
-    Settings,
-    head_setup,
-    joint,
-    network_method,
-    to_the_end,
-)
+from bench_scenarios import PIXELS, QUICK_TEST, QUICK_TRAIN, TAP, load
 
 from experts.evaluation.features import FeatureStore
 from experts.evaluation.inputs import TrunkInputs
 from experts.evaluation.runner import kept_run, run_scenario
 from experts.evaluation.scenarios.base import Scenario
 from experts.evaluation.scenarios.registry import make_scenario
+from experts.evaluation.suite.method import Method
+from experts.evaluation.suite.methods import EXPERT_HIDDEN, EXPERT_STEPS, on_features, routed
+from experts.evaluation.suite.networks import (
+    SAME_BYTES,
+    TUNED,
+    Settings,
+    head_setup,
+    joint,
+    network_method,
+    to_the_end,
+)
+from experts.evaluation.suite.trunk import trunk_inputs
 from meshnode.errors import ExitCode
 
 HELD_OUT = 0.15
@@ -124,7 +125,7 @@ def _held_out(name: str, *, quick: bool) -> tuple[Scenario, TrunkInputs]:
         scenario = scenario.limited(QUICK_TRAIN, QUICK_TEST)
     store = FeatureStore(platformdirs.user_cache_path("modulemesh") / "features")
     tuning = scenario.for_tuning(HELD_OUT)
-    return tuning, trunk_inputs(tuning, store)
+    return tuning, trunk_inputs(tuning, store, tap=TAP, pixels=PIXELS)
 
 
 def _candidates(scenario: Scenario, inputs: TrunkInputs) -> list[tuple[str, Method, bool]]:

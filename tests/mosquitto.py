@@ -95,6 +95,15 @@ class Mosquitto:
         """What it has said so far."""
         return self._log.read_text()
 
+    def has_logged(self, words: str, within_s: float = 5.0) -> bool:
+        """Whether it says this now or soon: it writes when it finds the time."""
+        deadline_s = time.monotonic() + within_s
+        while words not in self.log():
+            if time.monotonic() > deadline_s:
+                return False
+            time.sleep(0.02)
+        return True
+
 
 @dataclass(frozen=True)
 class Heard:

@@ -12,6 +12,7 @@ from meshnode.cli.bench import bench
 from meshnode.cli.config import config
 from meshnode.cli.demo import demo
 from meshnode.cli.doctor import doctor
+from meshnode.cli.evaluation import evaluation
 from meshnode.cli.experts import experts
 from meshnode.cli.forget import forget
 from meshnode.cli.identity import identity
@@ -60,6 +61,7 @@ app.command("infer")(infer)
 app.command("forget")(forget)
 app.command("privacy")(privacy)
 app.add_typer(bench, name="bench")
+app.command("eval")(evaluation)
 app.command("report")(report)
 app.add_typer(config, name="config")
 app.command("version")(version)

@@ -25,6 +25,7 @@ from experts.architectures.base import Architecture
 from experts.architectures.linear import LinearArchitecture
 from experts.architectures.registry import architecture_from_config
 from experts.checkpoint import weights_to_bytes
+from experts.data.partly import PartlyLabelled
 from experts.distillation import DistillationConfig
 from experts.errors import UnknownArchitecture
 from experts.teachers.cnn import TeacherConfig
@@ -164,6 +165,7 @@ def own_teacher_in(folder: Path, seed: int) -> Faculty:
 def learned(architecture: Architecture, uid: str, classes: tuple[str, ...], folder: Path, seed: int) -> np.ndarray:
     """What a trainer makes of the expert from half of the digits of its classes."""
     task = digits(*classes)
+    half = task.select(range(seed, len(task), 2))
     said: list[FromTrainer] = []
     config = LearnerConfig(
         distillation=DistillationConfig(steps=300),
@@ -185,7 +187,7 @@ def learned(architecture: Architecture, uid: str, classes: tuple[str, ...], fold
     runs = InterruptedRuns(folder / "runs")
     publisher = Publisher(folder / "published.msgpack", PrivacyTerms(), MESH.fingerprint)
     Learner(MESH.trunk, memory, own_teacher_in(folder, seed), runs, publisher, config, said.append).learn(
-        Learn(run=1, task="t", experts=(job,)), task.select(range(seed, len(task), 2)), "digest", lambda uid: []
+        Learn(run=1, task="t", experts=(job,)), PartlyLabelled(half.images, half.labels), "digest", lambda uid: []
     )
     (last,) = [message for message in said if isinstance(message, Checkpoint)]
     return np.frombuffer(last.vector, np.float32)

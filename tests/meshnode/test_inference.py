@@ -269,9 +269,11 @@ async def test_peers_that_failed_lately_are_tried_last(tmp_path: Path) -> None:
 
 async def test_replicas_share_the_questions(tmp_path: Path) -> None:
     async with mesh_of(tmp_path, {"a": [FIRST], "b": [FIRST]}) as (client, nodes):
-        predictions = await asyncio.gather(*(client.inference.predict(IMAGES, timeout_s=20) for _ in range(8)))
-        asked = [call.peer_id for prediction in predictions for call in prediction.calls]
-        assert set(asked) == {node.peer_id for node in nodes.values()}
+        asked: set[str] = set()
+        for _ in range(8):  # whom the first of a burst finds the faster is chance
+            predictions = await asyncio.gather(*(client.inference.predict(IMAGES, timeout_s=20) for _ in range(8)))
+            asked |= {call.peer_id for prediction in predictions for call in prediction.calls}
+        assert asked == {node.peer_id for node in nodes.values()}
 
 
 async def test_a_busy_peer_is_left_alone_for_as_long_as_it_asks_and_no_longer(tmp_path: Path) -> None:

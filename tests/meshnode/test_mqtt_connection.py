@@ -245,7 +245,7 @@ async def test_tls_is_spoken_with_brokers_whose_certificate_is_trusted(
             monkeypatch.setenv(ssl.get_default_verify_paths().openssl_cafile_env, str(certificate))
             await node.connected()
             assert await node.stop() < 0.4
-        assert " disconnected." in broker.log()
+        assert broker.has_logged(" disconnected.")
 
 
 async def test_tls_with_what_does_not_speak_it_is_an_error(broker: Mosquitto) -> None:

@@ -1,14 +1,13 @@
-"""The methods of the table of scenarios that train a network, and what each is run with on either input.
+"""The methods that train a network, and what each is run with on either input.
 
 On pixels they are run with what Mammoth (github.com/aimagelab/mammoth) publishes for Split MNIST and, on the protocol
 of rotated domains, for Rotated MNIST; what it does not have with a rate of its, untuned. On the trunk each was given
-the same budget, the settings of `bench_scenarios_tuning.py`, which were tried on held-out training images.
+the same budget of settings, which were tried on held-out training images (scripts/bench_scenarios_tuning.py).
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from experts.evaluation.baselines.base import Baseline
 from experts.evaluation.baselines.derpp import DarkReplayBaseline, DarkReplayConfig, item_bytes
@@ -24,6 +23,7 @@ from experts.evaluation.baselines.sequential import SequentialBaseline
 from experts.evaluation.inputs import Inputs, PixelInputs
 from experts.evaluation.networks import feature_head, mlp_100_100
 from experts.evaluation.scenarios.base import Scenario
+from experts.evaluation.suite.method import Input, Method
 from experts.evaluation.training import TrainingConfig
 
 __all__ = [
@@ -31,8 +31,6 @@ __all__ = [
     "PUBLISHED_SPLIT",
     "SAME_BYTES",
     "TUNED",
-    "Input",
-    "Method",
     "Settings",
     "central",
     "head_setup",
@@ -44,10 +42,8 @@ __all__ = [
     "to_the_end",
 ]
 
-Input = Literal["pixels", "trunk"]
-
 SAME_BYTES = "DER++ same bytes"
-"""The row in which DER++ keeps as many bytes as routed experts do."""
+"""DER++ that keeps as many bytes as routed experts do."""
 
 STREAM_STEPS = 400
 """A task, about, for what learns from a stream: one pass over 4,000 images in batches of 10. Smaller tasks are passed
@@ -59,18 +55,6 @@ to the end is none, and one network for every domain has the most to learn."""
 
 JOINT_LR = {"class-incremental": 0.001, "domain-incremental": 0.003, "task-incremental": 0.001}
 """Of Adam, falling to 0."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Method:
-    """One row of the table."""
-
-    name: str
-    input: Input
-    make: Callable[[int], Baseline]
-    """A fresh one, from a seed."""
-    settings: str
-    """What tells it from another of its name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,35 +1,49 @@
-"""The methods of the table of scenarios, with the settings they are run with.
+"""All methods on either input, with the settings they are run with.
 
-None of these was chosen on a test image: see `bench_scenarios_networks.py` for those of networks, on held-out training
-images too the experts' (`bench_scenarios_tuning.py`).
+None of these was chosen on a test image: see `networks` for those that train one, and for experts too held-out training
+images (scripts/bench_scenarios_tuning.py).
 """
 
-from bench_scenarios_networks import (
-    PUBLISHED_ROTATED,
-    PUBLISHED_SPLIT,
-    SAME_BYTES,
-    TUNED,
-    Method,
-    central,
-    head_setup,
-    joint,
-    joint_once,
-    network_method,
-    pixel_setup,
-    to_the_end,
-)
-
+from experts.continual.novelty import NoveltyConfig
+from experts.continual.settings import LearnerConfig
 from experts.distillation.config import DistillationConfig
+from experts.evaluation.baselines.continual_learner import ContinualMethod
 from experts.evaluation.baselines.nearest_mean import NearestMean
 from experts.evaluation.baselines.routed_experts import RoutedConfig, RoutedExperts
 from experts.evaluation.baselines.router_argmax import RouterArgmax
 from experts.evaluation.baselines.slda import StreamingLda
 from experts.evaluation.inputs import Inputs
 from experts.evaluation.scenarios.base import Scenario
+from experts.evaluation.suite.method import Method
+from experts.evaluation.suite.networks import (
+    PUBLISHED_ROTATED,
+    PUBLISHED_SPLIT,
+    SAME_BYTES,
+    TUNED,
+    central,
+    head_setup,
+    joint,
+    joint_once,
+    network_method,
+    pixel_setup,
+    same_bytes_items,
+    to_the_end,
+)
 from experts.router.features import ReluFeaturesConfig
 from experts.router.ridge import RouterConfig
 
-__all__ = ["EXPERT_HIDDEN", "EXPERT_STEPS", "on_features", "on_pixels", "published", "routed"]
+__all__ = [
+    "EXPERT_HIDDEN",
+    "EXPERT_STEPS",
+    "METHOD_NAMES",
+    "ROUTED",
+    "learner_config",
+    "on_features",
+    "on_pixels",
+    "published",
+    "routed",
+    "same_bytes",
+]
 
 EXPERT_HIDDEN = {"class-incremental": 8, "domain-incremental": 16, "task-incremental": 16}
 """Eight serve two classes, 16 ten."""
@@ -39,6 +53,22 @@ EXPERT_STEPS = 3000
 
 PROJECTION = 1500
 """Random features of the projected router."""
+
+ROUTED = "routed experts"
+
+METHOD_NAMES = (
+    *TUNED,
+    "joint",
+    "central distillation",
+    "nearest mean",
+    "SLDA",
+    "router argmax",
+    "router argmax by domain",
+    "projected ridge",
+    ROUTED,
+    "continual learner",
+)
+"""All that there are; not every one is on either input or for every kind of scenario."""
 
 
 def published(scenario: Scenario) -> list[Method]:
@@ -65,7 +95,7 @@ def on_pixels(scenario: Scenario) -> list[Method]:
 
 
 def on_features(scenario: Scenario, inputs: Inputs, *, expert_steps: int = EXPERT_STEPS) -> list[Method]:
-    """A head on the trunk's features, what needs no training, the router alone, and experts behind the router."""
+    """A head on the trunk's features, what needs no training, the router alone, experts behind it, a node's learner."""
     setup, end = head_setup(scenario, inputs), to_the_end(scenario)
     networks = [
         network_method(name, "trunk", setup, scenario, chosen) for name, chosen in TUNED.items() if name != SAME_BYTES
@@ -78,6 +108,7 @@ def on_features(scenario: Scenario, inputs: Inputs, *, expert_steps: int = EXPER
         Method(name="SLDA", input="trunk", make=lambda _: StreamingLda(inputs), settings=""),
         *_routers(scenario, inputs),
         routed(scenario, inputs, EXPERT_HIDDEN[scenario.kind], expert_steps),
+        _learner(scenario, inputs),
     ]
 
 
@@ -91,14 +122,45 @@ def routed(scenario: Scenario, inputs: Inputs, hidden: int, steps: int) -> Metho
         target="tasks" if domains else "classes",
     )
     return Method(
-        name="routed experts",
+        name=ROUTED,
         input="trunk",
         make=lambda seed: RoutedExperts(inputs, config, seed=seed),
         settings=repr(config),
     )
 
 
+def same_bytes(scenario: Scenario, inputs: Inputs, kept_bytes: int) -> list[Method]:
+    """DER++ on either input, keeping so many bytes, such as what experts and router keep."""
+    capacity = same_bytes_items(scenario, kept_bytes)
+    return [
+        network_method(
+            SAME_BYTES, "pixels", pixel_setup(scenario), scenario, PUBLISHED_SPLIT[SAME_BYTES], capacity=capacity
+        ),
+        network_method(
+            SAME_BYTES, "trunk", head_setup(scenario, inputs), scenario, TUNED[SAME_BYTES], capacity=capacity
+        ),
+    ]
+
+
+def learner_config(scenario: Scenario) -> LearnerConfig:
+    """A node's defaults, but of domains two are asked, and where classes are told apart distances are Mahalanobis' own."""
+    router = RouterConfig(top_k=2 if scenario.kind == "domain-incremental" else 1)
+    novelty = NoveltyConfig(relative=scenario.kind != "class-incremental")
+    return LearnerConfig(setting=scenario.kind, router=router, novelty=novelty)
+
+
 _HELD_AGAINST = ("SGD", "EWC", "LwF", "iCaRL 200", "iCaRL 500", "ER 200", "ER 500", "DER++ 200", "DER++ 500")
+
+
+def _learner(scenario: Scenario, inputs: Inputs) -> Method:
+    """What a node does: it decides by itself whether to reuse, update or spawn, sizes experts, and replays."""
+    config = learner_config(scenario)
+    return Method(
+        name="continual learner",
+        input="trunk",
+        make=lambda seed: ContinualMethod(inputs, config, seed=seed),
+        settings=repr(config),
+    )
 
 
 def _routers(scenario: Scenario, inputs: Inputs) -> list[Method]:

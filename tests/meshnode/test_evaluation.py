@@ -1,0 +1,138 @@
+"""``meshnode eval``: a user's own data learned by several methods, what is kept of it, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_process import meshnode
+
+from experts.data.dataset import ImageDataset
+from experts.data.npz import save_task
+from experts.evaluation.runner import RunResult, run_scenario
+from meshnode.errors import ScenarioUnusable, UnknownName
+from meshnode.evaluation import Plan, evaluate, run
+
+PLACES = {"east": (1, 5), "north": (0, 3), "south": (5, 3), "west": (3, 0)}
+
+
+def _images(*classes: str, seed: int, size: int = 30) -> ImageDataset:
+    """Noise with one bright block whose place is the class."""
+    draw = np.random.default_rng(seed)
+    images = draw.integers(0, 60, (size * len(classes), 8, 8), dtype=np.uint8)
+    labels = [classes[i % len(classes)] for i in range(len(images))]
+    for image, label in zip(images, labels, strict=True):
+        row, column = PLACES[label]
+        image[row : row + 3, column : column + 3] += 190
+    return ImageDataset(images, tuple(labels))
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    """Two tasks of two classes each, as a user has them."""
+    for number, classes in enumerate((("north", "west"), ("east", "south"))):
+        save_task(tmp_path / f"{number}.npz", _images(*classes, seed=number))
+    lines = ['name = "places"', 'kind = "class-incremental"']
+    for number in range(2):
+        lines += ["[[task]]", f'name = "task-{number}"', f'train = {{ npz = "{number}.npz" }}']
+    path = tmp_path / "my places.toml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def _ignore(_: str) -> None:
+    """No progress."""
+
+
+def test_a_users_own_images_are_learned_side_by_side_and_a_report_tells(scenario: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    methods = [part for name in ("nearest mean", "router argmax", "SGD") for part in ("--method", name)]
+    ended = meshnode("--json", "eval", scenario, *methods, "--runs", 2, "--pixels", 32, "--out", out)
+    assert ended.code == 0, ended.err
+    figures = ended.document["figures"]
+    assert set(figures) == {"nearest mean, trunk", "router argmax, trunk", "SGD, trunk"}
+    assert figures["router argmax, trunk"]["accuracy"] > 90
+    assert figures["SGD, trunk"]["kept_kb"] == 0 < figures["router argmax, trunk"]["kept_kb"]
+    assert figures["router argmax, trunk"]["excess_forgetting"] is None  # nobody ran the joint model
+    document = json.loads((out / "my places.json").read_text(encoding="utf-8"))
+    assert document["command"].startswith("meshnode eval 'my places.toml' --method 'nearest mean'")
+    assert np.shape(document["measured"]["accuracy_matrices"]["my places"]["SGD, trunk"]) == (2, 2, 2)
+    page = (out / "report.md").read_text(encoding="utf-8")
+    assert "router argmax, trunk" in page
+    assert (out / "report.html").is_file()
+
+
+def test_people_get_a_table_with_the_best_first_and_hear_what_goes_on(scenario: Path, tmp_path: Path) -> None:
+    line = ("eval", scenario, "--on", "pixels", "--method", "SGD", "--method", "joint", "--out", tmp_path / "out")
+    ended = meshnode(*line)
+    assert ended.code == 0, ended.err
+    assert [row.split(",")[0] for row in ended.out.splitlines()[1:]] == ["joint", "SGD"]
+    assert "class-incremental, 2 tasks, 4 classes, 96 training images" in ended.err
+    assert "joint, pixels" in ended.err
+    assert "report.html" in ended.err
+
+
+def test_an_interrupted_evaluation_goes_on_with_what_is_left(
+    scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(scenario=str(scenario), methods=("SGD", "EWC"), on="pixels")
+    learned: list[str] = []
+
+    def counted(method: Any, *args: Any, **how: Any) -> RunResult:
+        learned.append(method.name)
+        if len(learned) == 2:
+            raise KeyboardInterrupt
+        return run_scenario(method, *args, **how)
+
+    monkeypatch.setattr(run, "run_scenario", counted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(plan, tmp_path / "out", _ignore)
+    assert not (tmp_path / "out" / "my places.json").exists()
+    done = evaluate(plan, tmp_path / "out", _ignore)
+    assert learned[1:] == ["EWC", "EWC"]
+    assert set(done.document["figures"]["my places"]) == {"SGD, pixels", "EWC, pixels"}
+    # Another seed, size or setting is another run.
+    evaluate(Plan(scenario=str(scenario), methods=("SGD",), on="pixels", train_images=20), tmp_path / "out", _ignore)
+    assert learned == [learned[0], "EWC", "EWC", learned[0]]
+
+
+def test_replay_of_as_many_bytes_keeps_no_more_than_experts_and_router_do(scenario: Path, tmp_path: Path) -> None:
+    plan = Plan(scenario=str(scenario), methods=("routed experts", "DER++ same bytes"), pixels=32, train_images=20)
+    figures = evaluate(plan, tmp_path / "out", _ignore).document["figures"]["my places"]
+    assert set(figures) == {"routed experts, trunk", "DER++ same bytes, trunk"}
+    assert 0 < figures["DER++ same bytes, trunk"]["kept_kb"] <= figures["routed experts, trunk"]["kept_kb"]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "error", "words"),
+    [
+        (("split-digit",), 2, "unknown_name", "split-digits"),
+        (("split-digits", "--method", "ewc"), 2, "unknown_name", "EWC"),
+        (("split-cifar-100", "--data", "nowhere"), 11, "resource_absent", "cs.toronto.edu"),
+        (("nowhere.toml",), 1, "scenario_unusable", "nowhere.toml"),
+        (("split-digits", "--tap", "Z9", "--method", "SLDA"), 1, "scenario_unusable", "Z9"),
+        (("split-digits", "--on", "pixels", "--method", "SLDA"), 1, "scenario_unusable", "none of SLDA"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_named_with_what_to_do(
+    line: tuple[str, ...], code: int, error: str, words: str, tmp_path: Path
+) -> None:
+    ended = meshnode("--json", "eval", *line, "--out", tmp_path / "out")
+    assert ended.code == code, ended.out
+    assert ended.document["error"]["code"] == error
+    assert words in ended.document["error"]["message"] + ended.document["error"]["hint"]
+
+
+def test_damaged_data_of_a_user_is_named(scenario: Path, tmp_path: Path) -> None:
+    (tmp_path / "1.npz").write_bytes(b"no archive")
+    with pytest.raises(ScenarioUnusable, match=r"1\.npz"):
+        evaluate(Plan(scenario=str(scenario), on="pixels"), tmp_path / "out", _ignore)
+    with pytest.raises(UnknownName):
+        Plan(scenario=str(scenario), methods=("nobody's",))
+
+
+def test_names_are_listed_and_every_listed_method_can_be_planned() -> None:
+    listed = meshnode("--json", "eval", "--list").document
+    assert "split-digits" in listed["scenarios"]
+    assert Plan(scenario="split-digits", methods=listed["methods"]).methods == listed["methods"]
