@@ -69,6 +69,7 @@ FULL = (
     _cell("bench_router", 9, needs=(_TRUNK,)),
     _cell("simulate", 9),
     _cell("bench_scenarios_tuning", 9, needs=(_TRUNK,)),
+    _cell("bench_decentralised", 11, needs=(_TRUNK,)),
     _cell("bench_continual_tuning", 13, needs=_SMALL_MNIST),
     _cell("bench_continual", 14, needs=_SMALL_MNIST),
     _cell("bench_averaging", 15),
@@ -86,6 +87,7 @@ QUICK = (
     _cell("bench_router", 1, "--quick", needs=(_TRUNK,)),
     _cell("bench_scenarios", 2.5, "--quick", needs=_SMALL_MNIST),
     _cell("bench_privacy", 1, "--quick", needs=(_TRUNK,)),
+    _cell("bench_decentralised", 0.5, "--quick", needs=(_TRUNK,)),
     _cell("simulate", 1, "--quick"),
     _cell("bench_collaboration", 2, "--quick", needs=(_TRUNK,)),
 )
