@@ -67,6 +67,7 @@ FULL = (
     _cell("bench_privacy", 5, needs=(_TRUNK,)),
     _cell("bench_experts", 8, needs=(_TRUNK,)),
     _cell("bench_router", 9, needs=(_TRUNK,)),
+    _cell("bench_collaboration_simulated", 6, needs=(_TRUNK,)),
     _cell("simulate", 9),
     _cell("bench_scenarios_tuning", 9, needs=(_TRUNK,)),
     _cell("bench_decentralised", 11, needs=(_TRUNK,)),
