@@ -5,7 +5,8 @@ updates with replay, for the settings of those; Split Fashion-MNIST for the numb
 three orders and seeds. A figure is average accuracy in percent on test images, and nothing was chosen by it: the
 defaults come from `bench_continual_tuning.py`. Routers, taps and random features are in `bench_router.py`, the
 regularisers and the number of experts of a joint mixture in `bench_mixture.py`, what is carried over and by which
-scores in `bench_preservation.py`, averaging against one machine in `bench_averaging_accuracy.py`.
+scores in `bench_preservation.py`, averaging against one machine in `bench_averaging_accuracy.py` and
+`bench_decentralised.py`.
 """
 
 import argparse

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # matplotlib takes a second, and is for --write only
     from matplotlib.axes import Axes
 
-__all__ = ["draw"]
+__all__ = ["NAMES", "draw"]
 
 NAMES = {"iid": "even shards", "dirichlet_03": "Dirichlet(.3)", "class_split": "class by class"}
 

@@ -17,7 +17,7 @@ from bench_experts_data import PIXELS, Size, load_ground
 from experts.averaging import CODECS, codec_named
 from experts.distillation import DistillationConfig
 
-__all__ = ["Effort", "FULL", "QUICK", "SIDES", "Side", "measure_accuracy"]
+__all__ = ["Effort", "FULL", "QUICK", "SIDES", "Side", "measure_accuracy", "study_setting"]
 
 
 class Effort(NamedTuple):
@@ -71,7 +71,9 @@ def measure_accuracy(effort: Effort, seed: int, tell: Callable[[str], None]) -> 
     global _study  # noqa: PLW0603 - what a forked process has without its being sent
     torch.set_num_threads(1)
     ground = load_ground(effort.size, tell)
-    _study = Study(ground, effort.study, seed)
+    _study = Study(ground, effort.study)
+    _study.add_teacher("large", effort.size.validation, seed)
+    _study.add_teacher("small", effort.study.small_teacher_images, seed)
     seeds = range(seed, seed + effort.seeds)
     # Not spawned: each process would read and hold the features for itself.
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("fork")) as pool:
@@ -90,7 +92,24 @@ def measure_accuracy(effort: Effort, seed: int, tell: Callable[[str], None]) -> 
         "sent_bytes": by_shards["iid"][0].sent_bytes,
         "largest_class_ratio": {shards: sum(of) / len(of) for shards, of in ratios.items()},
         "teachers": _study.teachers,
-        "setting": _setting(effort, _study),
+        "setting": {**study_setting(effort.size, _study), **effort.study._asdict(), "seeds": effort.seeds},
+    }
+
+
+def study_setting(size: Size, study: Study) -> dict[str, Any]:
+    """What every run of a study depends on."""
+    config = DistillationConfig()
+    return {
+        "expert": f"{HIDDEN} hidden units on {TAP} at {PIXELS} px, {study.features.trunk.feature_dim} features",
+        "teacher": f"{TEACHER_HIDDEN} hidden units on the same, images and labels in no shard",
+        "parameters": study.architecture.num_parameters,
+        "classes": len(study.ground.classes),
+        "pool": size.pool,
+        "test": size.test,
+        "alpha": ALPHA,
+        "temperature": config.temperature,
+        "lr": config.lr,
+        "batch_size": config.batch_size,
     }
 
 
@@ -122,28 +141,12 @@ def _averaged(shards: str, seed: int) -> _Group:
     accuracy, sent_bytes, by_round = {}, {}, []
     for name, side in SIDES.items():
         exchange = Exchange(codec_named(side.codec), feedback=side.feedback)
-        averaged = _study.averaged(rows, exchange, seed=seed, teacher=side.teacher)
+        averaged = _study.averaged(
+            rows, exchange, seed=seed, teacher=side.teacher, round_steps=_study.effort.round_steps
+        )
         accuracy[name] = _study.percent_right(averaged.parameters_P)
         sent_bytes[side.codec] = averaged.sent_bytes
         if name == "none":
             by_round = [_study.percent_right(parameters_P) for parameters_P in averaged.by_round]
     largest = [int(_study.columns_N[part].bincount().max()) / len(part) for part in rows]
     return _Group(accuracy, by_round, sent_bytes, sum(largest) / len(largest))
-
-
-def _setting(effort: Effort, study: Study) -> dict[str, Any]:
-    config = DistillationConfig()
-    return {
-        "expert": f"{HIDDEN} hidden units on {TAP} at {PIXELS} px, {study.features.trunk.feature_dim} features",
-        "teacher": f"{TEACHER_HIDDEN} hidden units on the same, images and labels in no shard",
-        "parameters": study.architecture.num_parameters,
-        "classes": len(study.ground.classes),
-        "pool": effort.size.pool,
-        "test": effort.size.test,
-        "alpha": ALPHA,
-        "temperature": config.temperature,
-        "lr": config.lr,
-        "batch_size": config.batch_size,
-        **effort.study._asdict(),
-        "seeds": effort.seeds,
-    }

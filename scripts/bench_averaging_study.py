@@ -4,9 +4,9 @@ Every member takes r steps of SGD on its shard, then all exchange as a node does
 from what they come to: the mean, and what a code could not say of their own difference. Every member has the same
 number of samples before every average, whatever its shard holds, and counts the same in it. Measured is the mean.
 
-The central net sees as many samples as all members together, in as many batches of the same size: r averaged steps
-of four members stand against 4 r of its own. That is what one machine with all the data would do. One with batches
-four times as large, which takes as many steps as a member, is measured beside it.
+The central net sees as many samples as all members together, however many they are, in as many batches of the same
+size: r averaged steps of four members stand against 4 r of its own. That is what one machine with all the data would
+do. One with batches four times as large, which takes as many steps as each of four members, is measured beside it.
 
 The teacher that all share, the anchor, is a head of 128 hidden units on the same trunk that has learned from as many
 images as all peers have together, none of which is in a shard; a small one has learned from the first of them alone.
@@ -42,7 +42,7 @@ Vector = NDArray[np.float32]
 
 
 class StudyEffort(NamedTuple):
-    """How much is trained."""
+    """How much is trained: ``peers`` times ``steps`` by any group and by the central net."""
 
     peers: int
     steps: int
@@ -128,10 +128,9 @@ class Study:
     Args:
         ground: The pool is what peers share, the validation split what the teachers learn from.
         effort: How much is trained.
-        seed: Of the teachers.
     """
 
-    def __init__(self, ground: Ground, effort: StudyEffort, seed: int) -> None:
+    def __init__(self, ground: Ground, effort: StudyEffort) -> None:
         self.ground = ground
         self.effort = effort
         self.features: Features = ground.features(TAP)
@@ -140,34 +139,48 @@ class Study:
         self.teachers: dict[str, dict[str, float]] = {}
         """Images and accuracy of each teacher, by name."""
         self._logits: dict[str, Tensor] = {}
-        for name, num_images in (("large", len(ground.validation)), ("small", effort.small_teacher_images)):
-            ground.tell(f"the teacher of {num_images} images")
-            self._add_teacher(name, num_images, seed)
 
-    def averaged(self, shards: Sequence[Tensor], exchange: Exchange, *, seed: int, teacher: str | None) -> Averaged:
-        """A group that learns from these shards.
+    def add_teacher(self, name: str, num_images: int, seed: int) -> None:
+        """Train a teacher on so many images of the validation split, the first of them."""
+        self.ground.tell(f"the teacher of {num_images} images")
+        module = self._head(TEACHER_HIDDEN).build(f"teacher-{seed}")
+        data = DistillationData(
+            features_ND=self.features.validation[:num_images],
+            labels_N=self.ground.columns(self.ground.validation)[:num_images],
+        )
+        config = DistillationConfig(steps=self.effort.teacher_steps, alpha=1.0)
+        for _ in DistillationRun(module, data, config, torch_generator(seed, "teacher batches")):
+            pass
+        with torch.no_grad():
+            self._logits[name] = module(self.features.pool)
+        self.teachers[name] = {"images": num_images, "accuracy": self._percent_right(module)}
+
+    def averaged(
+        self, shards: Sequence[Tensor], exchange: Exchange, *, seed: int, teacher: str | None, round_steps: int
+    ) -> Averaged:
+        """A group that learns from these shards, each member in an even part of the steps of `central`.
 
         Args:
             exchange: New.
             seed: Of initial weights and batches.
             teacher: One of `teachers`; None for labels alone.
+            round_steps: r.
         """
         modules = [self.architecture.build(f"expert-{seed}") for _ in shards]
-        config = self._config(teacher)
+        config = self._config(teacher, self.effort.peers * self.effort.steps // len(shards))
         runs = [
             DistillationRun(module, self._data(rows, teacher), config, torch_generator(seed, f"batches of {member}"))
             for member, (module, rows) in enumerate(zip(modules, shards, strict=True))
         ]
-        return average_runs(modules, runs, exchange, round_steps=self.effort.round_steps)
+        return average_runs(modules, runs, exchange, round_steps=round_steps)
 
     def central(self, *, seed: int, teacher: str | None, large_batches: bool) -> Tensor:
         """Parameters of a net that learns from all shards, at as many samples as the whole group."""
         module = self.architecture.build(f"expert-{seed}")
-        config = self._config(teacher)
+        peers, steps = self.effort.peers, self.effort.steps
+        config = self._config(teacher, steps if large_batches else peers * steps)
         if large_batches:
-            config = dataclasses.replace(config, batch_size=self.effort.peers * config.batch_size)
-        else:
-            config = dataclasses.replace(config, steps=self.effort.peers * config.steps)
+            config = dataclasses.replace(config, batch_size=peers * config.batch_size)
         data = self._data(torch.arange(len(self.columns_N)), teacher)
         for _ in DistillationRun(module, data, config, torch_generator(seed, "batches of the central net")):
             pass
@@ -189,21 +202,8 @@ class Study:
             feature_dim=self.features.trunk.feature_dim, hidden=hidden, num_classes=len(self.ground.classes)
         )
 
-    def _add_teacher(self, name: str, num_images: int, seed: int) -> None:
-        module = self._head(TEACHER_HIDDEN).build(f"teacher-{seed}")
-        data = DistillationData(
-            features_ND=self.features.validation[:num_images],
-            labels_N=self.ground.columns(self.ground.validation)[:num_images],
-        )
-        config = DistillationConfig(steps=self.effort.teacher_steps, alpha=1.0)
-        for _ in DistillationRun(module, data, config, torch_generator(seed, "teacher batches")):
-            pass
-        with torch.no_grad():
-            self._logits[name] = module(self.features.pool)
-        self.teachers[name] = {"images": num_images, "accuracy": self._percent_right(module)}
-
-    def _config(self, teacher: str | None) -> DistillationConfig:
-        return DistillationConfig(steps=self.effort.steps, alpha=1.0 if teacher is None else ALPHA)
+    def _config(self, teacher: str | None, steps: int) -> DistillationConfig:
+        return DistillationConfig(steps=steps, alpha=1.0 if teacher is None else ALPHA)
 
     def _data(self, rows: Tensor, teacher: str | None) -> DistillationData:
         return DistillationData(

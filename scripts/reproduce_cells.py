@@ -79,10 +79,11 @@ FULL = (
     _cell("bench_privacy", 5, needs=(_TRUNK,)),
     _cell("bench_experts", 8, needs=(_TRUNK,)),
     _cell("bench_router", 9, needs=(_TRUNK,)),
+    _cell("bench_collaboration_simulated", 6, needs=(_TRUNK,)),
     _cell("simulate", 9),
     _cell("bench_scenarios_tuning", 9, needs=(_TRUNK,), resumes=True),
     _cell("bench_tidy", 9, needs=(_TRUNK,)),
-    _cell("bench_ablations", 28, needs=(_TRUNK,), resumes=True),
+    _cell("bench_decentralised", 11, needs=(_TRUNK,)),
     _cell("bench_continual_tuning", 13, needs=_SMALL_MNIST),
     _cell("bench_continual", 14, needs=_SMALL_MNIST),
     _cell("bench_averaging", 15),
@@ -93,6 +94,7 @@ FULL = (
     _cell("bench_serving", 17, needs=(_TRUNK,)),
     _cell("bench_collaboration", 20, needs=(_TRUNK,)),
     _cell("bench_averaging_accuracy", 21, needs=(_TRUNK,)),
+    _cell("bench_ablations", 28, needs=(_TRUNK,), resumes=True),
     _cell("bench_continual_mesh", 25, "--runs", "1", needs=(_TRUNK,)),
     _cell("bench_preservation", 27, needs=_SMALL_MNIST),
 )
@@ -103,6 +105,7 @@ QUICK = (
     _cell("bench_router", 1, "--quick", needs=(_TRUNK,)),
     _cell("bench_scenarios", 2.5, "--quick", needs=_SMALL_MNIST),
     _cell("bench_privacy", 1, "--quick", needs=(_TRUNK,)),
+    _cell("bench_decentralised", 0.5, "--quick", needs=(_TRUNK,)),
     _cell("simulate", 1, "--quick"),
     _cell("bench_collaboration", 2, "--quick", needs=(_TRUNK,)),
 )

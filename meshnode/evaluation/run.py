@@ -1,6 +1,7 @@
 """Methods run on a scenario, order after order; finished runs are kept, and so are the figures and a report of them."""
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -180,8 +181,8 @@ def _told(scenario: Scenario) -> str:
 
 def _command(plan: Plan) -> str:
     """The line that does the same again."""
-    words = ["meshnode eval", Path(plan.scenario).name if plan.is_file else plan.scenario]
-    words += [f"--method {name!r}" for name in plan.methods]
+    words = ["meshnode eval", shlex.quote(Path(plan.scenario).name if plan.is_file else plan.scenario)]
+    words += [f"--method {shlex.quote(name)}" for name in plan.methods]
     for option, value, default in (
         ("--on", plan.on, "trunk"),
         ("--runs", plan.runs, 1),

@@ -21,7 +21,7 @@ from PIL import Image
 from meshnode.errors import ResourceAbsent, ResultUnreadable
 from meshnode.report import write_report
 from meshnode.report.documents import read_documents
-from meshnode.report.outcomes import outcomes_of
+from meshnode.report.outcomes import measured_by, outcomes_of
 from meshnode.report.pareto import pareto_front
 from meshnode.report.rows import groups_of, matrices_of, routing_maps_of
 
@@ -219,9 +219,9 @@ def test_the_front_is_what_nobody_dominates(points: list[tuple[int, int]]) -> No
 @pytest.mark.parametrize(
     ("saved", "retention", "verdicts"),
     [
-        (0.7, 0.97, ["met", "met", "met", "not measured"]),
-        (0.1, 0.97, ["missed", "met", "met", "not measured"]),
-        (-0.4, 0.85, ["missed", "met in part", "met", "not measured"]),
+        (0.7, 0.97, ["met", "met", "met", "not measured", "not measured"]),
+        (0.1, 0.97, ["missed", "met", "met", "not measured", "not measured"]),
+        (-0.4, 0.85, ["missed", "met in part", "met", "not measured", "not measured"]),
     ],
 )
 def test_an_expectation_is_judged_by_every_setting(
@@ -245,6 +245,23 @@ def test_a_speed_up_that_never_reached_its_target_is_a_miss(tmp_path: Path) -> N
         ("2.50 times as soon", True),
     ]
     assert outcome.verdict == "met in part"
+
+
+def test_what_daemons_took_and_what_was_simulated_are_judged_apart(tmp_path: Path) -> None:
+    real = _document(figures={"2 nodes": {"accuracy": 90.0, "simulated_speed_up": 1.6, "wall_speed_up": 1.4}})
+    rows = {
+        name: {"accuracy": 90.0, "simulated_speed_up": value} for name, value in (("2 nodes", 1.9), ("4 nodes", 2.7))
+    }
+    figures = {"1 node": {"accuracy": 90.0, "simulated_speed_up": 1.0}, "even shares": rows}
+    simulated = _document(command="python scripts/simulated.py", figures=figures)
+    found = read_documents(_put(tmp_path / "in", bench_collaboration=real, bench_collaboration_simulated=simulated))
+    of_daemons, of_model = outcomes_of(found.documents)[3:]
+    assert (of_daemons.verdict, of_model.verdict) == ("missed", "met in part")
+    assert [(one.setting.partition(", simulated")[0], one.is_met) for one in of_model.measurements] == [
+        ("even shares, 2 nodes", False),
+        ("even shares, 4 nodes", True),
+    ]
+    assert measured_by(of_model) == ["python scripts/simulated.py"]
 
 
 @pytest.mark.parametrize(

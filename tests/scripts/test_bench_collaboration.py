@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))  # its modules are no package
 
-from bench_collaboration_time import ROUND_TRIPS_A_TASK, Line, NodeWork, Run, mean_or_none, simulated_s, speed_ups
+from bench_collaboration_time import (
+    EXPECTED_SPEED_UP,
+    ROUND_TRIPS_A_TASK,
+    Line,
+    NodeWork,
+    Run,
+    mean_or_none,
+    simulated_s,
+    speed_ups,
+    target_of,
+)
 
 LINE = Line(bits_per_s=8e6, round_trip_s=0.1)
 """A megabyte a second."""
@@ -50,8 +60,16 @@ def test_a_slower_line_or_one_more_node_never_makes_it_sooner(
 
 
 def test_a_run_below_the_target_has_no_speed_up_and_spoils_the_mean() -> None:
-    each = speed_ups([60.0, 60.0], [20.0, 30.0], [True, False])
+    each = speed_ups([60.0, 60.0], [20.0, None])
     assert each == [3.0, None]
     assert mean_or_none(each) is None
-    assert mean_or_none(speed_ups([60.0, 60.0], [20.0, 30.0], [True, True])) == 2.5
+    assert mean_or_none(speed_ups([60.0, 60.0], [20.0, 30.0])) == 2.5
     assert mean_or_none([]) is None
+
+
+def test_a_speed_up_that_was_not_reached_misses_the_target() -> None:
+    assert [target_of(speed_up)["met"] for speed_up in (EXPECTED_SPEED_UP, EXPECTED_SPEED_UP - 0.01, None)] == [
+        True,
+        False,
+        False,
+    ]

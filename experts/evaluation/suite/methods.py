@@ -143,7 +143,7 @@ def same_bytes(scenario: Scenario, inputs: Inputs, kept_bytes: int) -> list[Meth
 
 
 def learner_config(scenario: Scenario) -> LearnerConfig:
-    """A node's defaults, but of domains two are asked, and where classes are told apart distances are Mahalanobis' own."""
+    """A node's defaults; of domains two are asked though, and to tell classes apart the distance is Mahalanobis'."""
     router = RouterConfig(top_k=2 if scenario.kind == "domain-incremental" else 1)
     novelty = NoveltyConfig(relative=scenario.kind != "class-incremental")
     return LearnerConfig(setting=scenario.kind, router=router, novelty=novelty)
