@@ -27,9 +27,25 @@ PALETTE = (
     "#d98cc0", "#6b6b6b", "#a8a11f", "#1fa3a8", "#000000", "#88aaff",
 )  # fmt: skip
 MARKERS = "osD^vP*XhdpH"
+LINES = ("-", "--", ":")
 
 WIDE_RANGE = 30.0
 """From so many times between the least and the largest cost on, the axis is logarithmic."""
+
+
+class _Style(NamedTuple):
+    """How the row at a place is told from the others, wherever it is drawn."""
+
+    colour: str
+    marker: str
+    line: str
+
+
+def _style(place: int) -> _Style:
+    """Colours come round again with other markers and another line."""
+    again = place // len(PALETTE)
+    marker = MARKERS[(place + 5 * again) % len(MARKERS)]
+    return _Style(PALETTE[place % len(PALETTE)], marker, LINES[again % len(LINES)])
 
 
 class Cost(NamedTuple):
@@ -60,21 +76,25 @@ def costs_of(group: Group) -> list[Cost]:
 
 
 def courses_png(courses: Sequence[Matrices]) -> bytes:
-    """Mean accuracy over the tasks learned so far, as tasks come: a line a row, with its deviation over runs."""
-    with _figure(9.5, 4.6) as (figure, file):
+    """Mean accuracy over the tasks learned so far, as tasks come: a line a row, with its deviation over runs.
+
+    The legend has the rows in the order in which they end.
+    """
+    styles = {matrices.name: _style(place) for place, matrices in enumerate(courses)}
+    with _figure(9.5, max(4.6, 0.21 * len(courses) + 0.5)) as (figure, file):
         axes = figure.subplots()
-        for place, matrices in enumerate(courses):
-            course = 100 * matrices.course()
+        for matrices in sorted(courses, key=lambda matrices: -np.nan_to_num(matrices.course().mean(axis=0)[-1])):
+            course, style = 100 * matrices.course(), styles[matrices.name]
             tasks = np.arange(1, course.shape[1] + 1)
             mean = course.mean(axis=0)
-            colour = PALETTE[place % len(PALETTE)]
             axes.plot(
-                tasks, mean, color=colour, marker=MARKERS[place % len(MARKERS)], markersize=5, linewidth=1.6,
+                tasks, mean, color=style.colour, marker=style.marker, linestyle=style.line, markersize=5, linewidth=1.6,
                 label=f"{matrices.name}: {mean[-1]:.1f}",
             )  # fmt: skip
             if len(course) > 1:
                 deviation = course.std(axis=0, ddof=1)
-                axes.fill_between(tasks, mean - deviation, mean + deviation, color=colour, alpha=0.14, linewidth=0)
+                below, above = mean - deviation, mean + deviation
+                axes.fill_between(tasks, below, above, color=style.colour, alpha=0.14, linewidth=0)
         axes.set(xlabel="tasks learned", ylabel="accuracy over them, %")
         axes.set_xticks(range(1, max(matrices.runs.shape[1] for matrices in courses) + 1))
         axes.grid(alpha=0.25)
@@ -109,9 +129,9 @@ def pareto_png(group: Group, costs: Sequence[Cost]) -> bytes:
     """Accuracy against each cost; what nobody beats in both is filled and joined by a line."""
     columns = min(3, len(costs))
     rows = math.ceil(len(costs) / columns)
-    with _figure(4.5 * columns, 4.1 * rows + 0.6) as (figure, file):
+    with _figure(4.5 * columns, 4.1 * rows + 0.17 * math.ceil(len(group.rows) / 4) + 0.4) as (figure, file):
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-        styles = {row.name: place for place, row in enumerate(group.rows)}
+        styles = {row.name: _style(place) for place, row in enumerate(group.rows)}
         for axes, cost in zip(grid.flat, costs, strict=False):
             _draw_front(axes, group, cost, styles)
         for axes in list(grid.flat)[len(costs) :]:
@@ -142,7 +162,7 @@ def routing_png(routing: RoutingMap) -> bytes:
     return file.getvalue()
 
 
-def _draw_front(axes: "Axes", group: Group, cost: Cost, styles: Mapping[str, int]) -> None:
+def _draw_front(axes: "Axes", group: Group, cost: Cost, styles: Mapping[str, _Style]) -> None:
     pairs = [
         (row, (value, accuracy))
         for row in group.rows
@@ -152,11 +172,10 @@ def _draw_front(axes: "Axes", group: Group, cost: Cost, styles: Mapping[str, int
     front = pareto_front(points)
     axes.plot(*zip(*(points[index] for index in front), strict=True), color="#8a8a8a", drawstyle="steps-post", zorder=1)
     for index, (row, (value, accuracy)) in enumerate(pairs):
-        place = styles[row.name]
-        colour = PALETTE[place % len(PALETTE)]
+        style = styles[row.name]
         axes.errorbar(
-            value, accuracy, yerr=row.number("std"), fmt=MARKERS[place % len(MARKERS)], color=colour, markersize=8,
-            markerfacecolor=colour if index in front else "white", label=row.name, elinewidth=1, linestyle="none",
+            value, accuracy, yerr=row.number("std"), fmt=style.marker, color=style.colour, markersize=8,
+            markerfacecolor=style.colour if index in front else "white", label=row.name, elinewidth=1, linestyle="none",
         )  # fmt: skip
     positive = [value for value, _ in points if value > 0]
     if positive and max(positive) / min(positive) > WIDE_RANGE:
