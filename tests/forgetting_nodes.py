@@ -1,13 +1,13 @@
 """Nodes in memory with a real trainer process, that learn small tasks of real digits and are told to forget them."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from mesh_in_memory import MESH, MemoryNode, memory_node
+from training_nodes import Telling, running, trainer_parts, until
 
 from experts.data.dataset import ImageDataset
 from experts.data.npz import save_task
@@ -16,25 +16,15 @@ from meshnode.forget_order import ForgetReport, ForgetRequest
 from meshnode.forgetting import Forgetting
 from meshnode.settings.sections import TrainSection
 from meshnode.telemetry import Telemetry
-from meshnode.telemetry.events import Event
-from meshnode.trainer.parts import TrainerParts
 from meshnode.trainer.service import Trainer
 from meshnode.transport.memory import MemoryNetwork
 from protocol.identifiers import ExpertUid
 
-__all__ = ["ForgettingNode", "forgetting_node", "same_router", "until"]
-
-PATIENCE_S = 60.0
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.01)
+__all__ = ["ForgettingNode", "forgetting_node", "same_router"]
 
 
 @dataclass(kw_only=True)
-class ForgettingNode:
+class ForgettingNode(Telling):
     """A node whose worker runs."""
 
     node: MemoryNode
@@ -43,7 +33,6 @@ class ForgettingNode:
     home: Path
     """The trainer's folder."""
     tasks: Path
-    events: list[Event] = field(default_factory=list)
 
     async def learn(self, name: str, task: ImageDataset) -> None:
         """Put a task file there and wait until it is learned."""
@@ -66,9 +55,6 @@ class ForgettingNode:
         found = (path for path in self.home.rglob("*") if path.is_file())
         return {str(path.relative_to(self.home)): path.read_bytes() for path in found}
 
-    def told(self, kind: str) -> list[dict[str, object]]:
-        return [dict(event.facts) for event in self.events if event.kind == kind]
-
 
 def router_of(node: MemoryNode) -> RidgeRouter:
     assert node.contributions.view is not None
@@ -85,8 +71,7 @@ async def forgetting_node(
     network: MemoryNetwork, name: str, folder: Path, *, train: bool = True, steps: int = 60
 ) -> AsyncIterator[ForgettingNode]:
     """A node on `network`, which takes up what an earlier one of its name has left."""
-    telemetry, events = Telemetry(), list[Event]()
-    telemetry.events.listen(events.append)
+    telemetry = Telemetry()
     tasks, home = folder / f"{name} tasks", folder / f"{name} trainer"
     tasks.mkdir(parents=True, exist_ok=True)
     # Each task is learned by an expert, whatever there is to gain: what was learned is to be forgotten.
@@ -94,18 +79,7 @@ async def forgetting_node(
         data=tasks, teacher_epochs=1, steps=steps, round_steps=20, checkpoint_every=0.001, min_gain=-1
     )
     async with memory_node(network, name, folder) as node:
-        parts = TrainerParts(
-            mesh=MESH,
-            state=node.state,
-            host=node.host,
-            contributions=node.contributions,
-            directory=node.directory,
-            replicas=node.replicas,
-            transport=node.transport,
-            key=node.key,
-            telemetry=telemetry,
-        )
-        trainer = Trainer(parts, settings, home, device="cpu", threads=1) if train else None
+        trainer = Trainer(trainer_parts(node, telemetry), settings, home, device="cpu", threads=1) if train else None
         forgetting = Forgetting(
             mesh=MESH,
             state=node.state,
@@ -118,11 +92,7 @@ async def forgetting_node(
             let_go=node.averager.let_go,
             telemetry=telemetry,
         )
-        running = asyncio.create_task(trainer.run() if trainer else asyncio.sleep(0))
-        try:
+        async with running(*([trainer.run()] if trainer else [])):
             yield ForgettingNode(
-                node=node, trainer=trainer, forgetting=forgetting, home=home, tasks=tasks, events=events
+                node=node, trainer=trainer, forgetting=forgetting, home=home, tasks=tasks, telemetry=telemetry
             )
-        finally:
-            running.cancel()
-            await asyncio.wait([running])

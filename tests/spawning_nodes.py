@@ -1,13 +1,13 @@
 """Nodes in memory with a real trainer process, that spawn experts and settle what they have spawned apart."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mesh_in_memory import MESH, MemoryNode, announce_all, digits, memory_node
+from training_nodes import Telling, running, trainer_parts, until
 
 from experts.data.dataset import ImageDataset
 from experts.data.npz import save_task
@@ -16,14 +16,11 @@ from meshnode.hosted import HostedExpert
 from meshnode.settings.sections import TrainSection
 from meshnode.settling import Settling
 from meshnode.telemetry import Telemetry
-from meshnode.telemetry.events import Event
-from meshnode.trainer.parts import TrainerParts
 from meshnode.trainer.service import Trainer
 from meshnode.transport.memory import MemoryNetwork
 
-__all__ = ["BEGUN", "DIGITS", "PLAIN", "RENAMED", "SpawningNode", "announce", "renamed", "spawning_node", "until"]
+__all__ = ["BEGUN", "DIGITS", "PLAIN", "RENAMED", "SpawningNode", "announce", "renamed", "spawning_node"]
 
-PATIENCE_S = 60.0
 DIGITS, RENAMED = ("3", "5"), ("five", "three")
 """Two digits that take more than a few steps to be told apart, also under other names: what an expert for those knows
 is all that one for these needs."""
@@ -39,23 +36,12 @@ def renamed(rows: slice = slice(None), *, test: bool = False) -> ImageDataset:
     return ImageDataset(chosen.images, ["three" if label == "3" else "five" for label in chosen.labels])
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 @dataclass(kw_only=True)
-class SpawningNode:
+class SpawningNode(Telling):
     node: MemoryNode
     trainer: Trainer
     settling: Settling
     data: Path
-    events: list[Event] = field(default_factory=list)
-
-    def told(self, kind: str) -> list[dict[str, Any]]:
-        """Facts of the events of this kind."""
-        return [dict(event.facts) for event in self.events if event.kind == kind]
 
     async def learn(self, name: str, task: ImageDataset) -> dict[str, Any]:
         """Put a task into the data folder, and wait until it has been learned; its entry of the history."""
@@ -95,22 +81,9 @@ class SpawningNode:
 async def spawning_node(network: MemoryNetwork, name: str, folder: Path) -> AsyncIterator[SpawningNode]:
     """A node whose trainer runs, with an empty data folder."""
     telemetry = Telemetry()
-    events: list[Event] = []
-    telemetry.events.listen(events.append)
     data = folder / f"{name} tasks"
     data.mkdir(exist_ok=True)
     async with memory_node(network, name, folder) as node:
-        parts = TrainerParts(
-            mesh=MESH,
-            state=node.state,
-            host=node.host,
-            contributions=node.contributions,
-            directory=node.directory,
-            replicas=node.replicas,
-            transport=node.transport,
-            key=node.key,
-            telemetry=telemetry,
-        )
         settings = TrainSection(
             data=data,
             teacher_epochs=2,
@@ -120,7 +93,7 @@ async def spawning_node(network: MemoryNetwork, name: str, folder: Path) -> Asyn
             replay_samples=40,
             min_gain=-1,
         )
-        trainer = Trainer(parts, settings, folder / f"{name} trainer", device="cpu", threads=1)
+        trainer = Trainer(trainer_parts(node, telemetry), settings, folder / f"{name} trainer", device="cpu", threads=1)
         settling = Settling(
             mesh=MESH,
             state=node.state,
@@ -131,12 +104,8 @@ async def spawning_node(network: MemoryNetwork, name: str, folder: Path) -> Asyn
             let_go=node.averager.let_go,
             telemetry=telemetry,
         )
-        running = asyncio.create_task(trainer.run())
-        try:
-            yield SpawningNode(node=node, trainer=trainer, settling=settling, data=data, events=events)
-        finally:
-            running.cancel()
-            await asyncio.wait([running])
+        async with running(trainer.run()):
+            yield SpawningNode(node=node, trainer=trainer, settling=settling, data=data, telemetry=telemetry)
 
 
 async def announce(nodes: Sequence[SpawningNode]) -> None:

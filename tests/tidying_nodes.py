@@ -1,14 +1,13 @@
 """Nodes in memory with a real trainer process, that find out which experts they can do without."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from mesh_in_memory import MESH, MemoryNode, announce_all, digits, form, memory_node, tiny_trunk
+from training_nodes import Telling, running, trainer_parts, until
 
 from experts.checkpoint import weights_to_bytes
 from experts.data.dataset import ImageDataset, class_columns
@@ -24,25 +23,16 @@ from meshnode.settings.sections import TrainSection
 from meshnode.spare import TidyConfig
 from meshnode.state.rows import Reached, TaskRow
 from meshnode.telemetry import Telemetry
-from meshnode.telemetry.events import Event
 from meshnode.tidying import Tidying
 from meshnode.trainer.handing import Handing
-from meshnode.trainer.parts import TrainerParts
 from meshnode.trainer.service import LEARNED, Trainer
 from meshnode.transport.memory import MemoryNetwork
 from protocol.identifiers import ExpertUid, digest_of
 
-__all__ = ["NARROW", "WIDE", "TidyingNode", "knowing", "look", "tidying_node", "until"]
+__all__ = ["NARROW", "WIDE", "TidyingNode", "knowing", "look", "tidying_node"]
 
-PATIENCE_S = 60.0
 NARROW, WIDE = form("mlp", hidden=4), form("mlp", hidden=8)
 """Forms of experts for the same classes that are not replicas of one another."""
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @cache
@@ -60,18 +50,13 @@ def knowing(*classes: str, hidden: int = 4, seed: str = "learned", steps: int = 
 
 
 @dataclass(kw_only=True)
-class TidyingNode:
+class TidyingNode(Telling):
     """A node whose worker runs, and that tidies when it is told to look."""
 
     node: MemoryNode
     trainer: Trainer | None
     tidying: Tidying
     forgetting: Forgetting
-    events: list[Event] = field(default_factory=list)
-
-    def told(self, kind: str) -> list[dict[str, Any]]:
-        """Facts of the events of this kind."""
-        return [dict(event.facts) for event in self.events if event.kind == kind]
 
     async def host(self, *classes: str, hidden: int = 4, seed: str = "learned", task: str = "") -> HostedExpert:
         """Host an expert that knows its classes, from a task of this node if that is named."""
@@ -136,8 +121,7 @@ async def tidying_node(
         steps: Of a lesson.
         known: Classes that the router is to know even without a task here.
     """
-    telemetry, events = Telemetry(), list[Event]()
-    telemetry.events.listen(events.append)
+    telemetry = Telemetry()
     data = folder / f"{name} tasks"
     data.mkdir(parents=True, exist_ok=True)
     config = config or TidyConfig(lease_s=100.0)
@@ -151,17 +135,7 @@ async def tidying_node(
             features_of(tiny_trunk(), seen.images), seen.labels, fingerprint=MESH.fingerprint
         )
         await node.contribute("router", statistics.to_bytes())
-        parts = TrainerParts(
-            mesh=MESH,
-            state=node.state,
-            host=node.host,
-            contributions=node.contributions,
-            directory=node.directory,
-            replicas=node.replicas,
-            transport=node.transport,
-            key=node.key,
-            telemetry=telemetry,
-        )
+        parts = trainer_parts(node, telemetry)
         settings = TrainSection(data=data, teacher_epochs=1, steps=steps, round_steps=50, checkpoint_every=0.001)
         trainer = Trainer(parts, settings, folder / f"{name} trainer", device="cpu", threads=1) if train else None
         forgetting = Forgetting(
@@ -190,13 +164,7 @@ async def tidying_node(
             telemetry=telemetry,
         )
         node.says.append(tidying.says)
-        running = asyncio.create_task(trainer.run() if trainer else asyncio.sleep(0))
-        try:
+        async with running(*([trainer.run()] if trainer else [])):
             if trainer is not None:
                 await until(lambda: trainer.status.state == "idle")
-            yield TidyingNode(node=node, trainer=trainer, tidying=tidying, forgetting=forgetting, events=events)
-        finally:
-            running.cancel()
-            await asyncio.wait([running])
-        if not running.cancelled() and running.exception():
-            raise running.exception()  # type: ignore[misc]
+            yield TidyingNode(node=node, trainer=trainer, tidying=tidying, forgetting=forgetting, telemetry=telemetry)

@@ -1,14 +1,13 @@
 """Nodes in memory with a real trainer process, that carry experts over and follow those of others."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mesh_in_memory import MESH, MemoryNode, memory_node
 from migrated_experts import CLASSES, SEEN, learned_weights
+from training_nodes import Telling, running, trainer_parts, until
 
 from experts.data.npz import save_task
 from meshnode.following import Following
@@ -17,36 +16,21 @@ from meshnode.migrations import Migrations
 from meshnode.settings.sections import TrainSection
 from meshnode.state.rows import TaskRow
 from meshnode.telemetry import Telemetry
-from meshnode.telemetry.events import Event
-from meshnode.trainer.parts import TrainerParts
 from meshnode.trainer.service import LEARNED, Trainer
 from meshnode.transport.memory import MemoryNetwork
 from protocol.identifiers import ExpertUid, digest_of
 
-__all__ = ["TrainedNode", "trained_node", "until"]
-
-PATIENCE_S = 60.0
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.01)
+__all__ = ["TrainedNode", "trained_node"]
 
 
 @dataclass(kw_only=True)
-class TrainedNode:
+class TrainedNode(Telling):
     """A node of which the worker, the migrations and the following run."""
 
     node: MemoryNode
     trainer: Trainer | None
     migrations: Migrations
     following: Following
-    events: list[Event] = field(default_factory=list)
-
-    def told(self, kind: str) -> list[dict[str, Any]]:
-        """Facts of the events of this kind."""
-        return [dict(event.facts) for event in self.events if event.kind == kind]
 
     async def learned(self) -> ExpertUid:
         """Host an expert that knows its classes."""
@@ -68,8 +52,6 @@ async def trained_node(
         margin: By which it judges.
     """
     telemetry = Telemetry()
-    events: list[Event] = []
-    telemetry.events.listen(events.append)
     tasks = folder / f"{name} tasks"
     tasks.mkdir(exist_ok=True)
     if data:
@@ -78,22 +60,8 @@ async def trained_node(
         if data:
             digest = digest_of((tasks / "task.npz").read_bytes())
             node.state.ledger.put_task(TaskRow(name="task", digest=digest, state=LEARNED, learned_at=1.0))
-        parts = TrainerParts(
-            mesh=MESH,
-            state=node.state,
-            host=node.host,
-            contributions=node.contributions,
-            directory=node.directory,
-            replicas=node.replicas,
-            transport=node.transport,
-            key=node.key,
-            telemetry=telemetry,
-        )
-        trainer = (
-            Trainer(parts, TrainSection(data=tasks), folder / f"{name} trainer", device="cpu", threads=1)
-            if train
-            else None
-        )
+        parts, home = trainer_parts(node, telemetry), folder / f"{name} trainer"
+        trainer = Trainer(parts, TrainSection(data=tasks), home, device="cpu", threads=1) if train else None
         following = Following(
             mesh=MESH,
             state=node.state,
@@ -116,13 +84,7 @@ async def trained_node(
             telemetry=telemetry,
         )
         services = [migrations.run(), following.run(), *([trainer.run()] if trainer else [])]
-        running = [asyncio.create_task(service) for service in services]
-        try:
-            yield TrainedNode(node=node, trainer=trainer, migrations=migrations, following=following, events=events)
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.wait(running)
-        for task in running:
-            if not task.cancelled() and task.exception():
-                raise task.exception()  # type: ignore[misc]
+        async with running(*services):
+            yield TrainedNode(
+                node=node, trainer=trainer, migrations=migrations, following=following, telemetry=telemetry
+            )

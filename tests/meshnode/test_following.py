@@ -8,7 +8,8 @@ import pytest
 from mesh_in_memory import announce_all, memory_network
 from migrated_experts import WIDER, learned_weights
 from successions import migrate, other_weights
-from trained_nodes import TrainedNode, trained_node, until
+from trained_nodes import TrainedNode, trained_node
+from training_nodes import until
 
 from meshnode.following import RETRY_S
 from meshnode.hosted import FOLLOWED

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forgetting_nodes import ForgettingNode, forgetting_node, same_router, until
+from forgetting_nodes import ForgettingNode, forgetting_node, same_router
 from mesh_in_memory import MESH, announce_all, digits, memory_network, memory_node, statistics_of
 from replay_memories import replay_memory
 from successions import migrate
+from training_nodes import until
 
 from experts.data.dataset import ImageDataset
 from experts.data.npz import save_task

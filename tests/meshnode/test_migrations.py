@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from mesh_in_memory import MESH, announce_all, memory_network
 from migrated_experts import CLASSES, WIDER
-from trained_nodes import TrainedNode, trained_node, until
+from trained_nodes import TrainedNode, trained_node
+from training_nodes import until
 
 from meshnode.errors import NoSuchPeerOrExpert, Refused
 from meshnode.hosted import MIGRATED

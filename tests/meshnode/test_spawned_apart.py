@@ -8,7 +8,8 @@ import pytest
 import torch
 from averaging_groups import average, round_number
 from mesh_in_memory import MESH, ROUTER, MemoryNode, announce_all, digits, memory_network, memory_node
-from spawning_nodes import BEGUN, DIGITS, PLAIN, RENAMED, SpawningNode, announce, renamed, spawning_node, until
+from spawning_nodes import BEGUN, DIGITS, PLAIN, RENAMED, SpawningNode, announce, renamed, spawning_node
+from training_nodes import until
 
 from experts.data.dataset import ImageDataset
 from experts.router.ridge import solve_ridge

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from mesh_in_memory import MESH, announce_all, digits, memory_network
-from tidying_nodes import NARROW, WIDE, TidyingNode, look, tidying_node, until
+from tidying_nodes import NARROW, WIDE, TidyingNode, look, tidying_node
+from training_nodes import until
 
 from meshnode.hosted import MERGED
 from meshnode.spare import TidyConfig

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from learning_nodes import learning, until
+from learning_nodes import learning
 from mesh_in_memory import announce_all, digits, memory_network, memory_node, memory_nodes, statistics_of
+from training_nodes import until
 
 from experts.data.npz import save_partly_labelled, save_task
 from experts.data.partly import PartlyLabelled

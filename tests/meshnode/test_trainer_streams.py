@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from learning_nodes import learning, until
+from learning_nodes import learning
 from mesh_in_memory import MESH, digits, memory_network, memory_node, tiny_trunk
 from replay_memories import replay_memory
+from training_nodes import until
 
 from experts.continual.batches import Batch
 from experts.continual.stream import StreamConfig
