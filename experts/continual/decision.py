@@ -192,6 +192,12 @@ def decide_by_domain(
         return Decision(
             action="spawn", reason=reason, assessment=assessment, spawn=tuple(sorted(classes)), context=name
         )
+    if assessment.verdict == "undecided" and classes:
+        # An update of the wrong expert would make it forget; an expert too many is merged later.
+        reason = f"{assessment.num_held_out} held-out rows are too few to tell its domain: it gets an expert of its own"
+        return Decision(
+            action="spawn", reason=reason, assessment=assessment, spawn=tuple(sorted(classes)), context=name
+        )
     if assessment.verdict == "undecided":
         return _unlabelled(assessment)
     if not classes:

@@ -59,10 +59,12 @@ def test_a_new_domain_spawns_for_classes_that_others_answer_for_too() -> None:
     assert by_domain("undecided", ["a"], nearest=None).action == "spawn"
 
 
-def test_a_known_domain_updates_its_expert_and_an_undecided_one_waits() -> None:
+def test_a_known_domain_updates_its_expert_and_one_that_cannot_be_told_gets_its_own() -> None:
     known = by_domain("known", ["a"])
     assert (known.action, known.update) == ("update", {"p": ("a",)})
-    assert by_domain("undecided", ["a"]).action == "undecided"
+    untold = by_domain("undecided", ["a"])
+    assert (untold.action, untold.spawn, untold.context) == ("spawn", ("a",), "domain 2")
+    assert by_domain("undecided", []).action == "undecided"
     assert by_domain("known", []).action == "reuse"
 
 
