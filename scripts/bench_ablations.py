@@ -27,7 +27,7 @@ from bench_document import RESULTS, bench_document, say, write_document
 from bench_scenarios import PIXELS, TAP, load
 
 from experts.continual.replay_kinds import ReplayConfig
-from experts.continual.settings import LearnerConfig
+from experts.continual.settings import BeginsAs, LearnerConfig
 from experts.evaluation.baselines.continual_learner import ContinualMethod
 from experts.evaluation.baselines.router_argmax import RouterArgmax
 from experts.evaluation.features import FeatureStore
@@ -46,6 +46,9 @@ DEFAULT = "default"
 TRAIN = 20_000
 """Images of Split Fashion-MNIST, as in all benchmarks of it."""
 
+FEW = 400
+"""Images of a task, of which there are too few to learn all from them."""
+
 QUICK_TRAIN, QUICK_TEST = 4000, 1000
 """Images of all tasks together."""
 
@@ -58,6 +61,8 @@ class Knob(NamedTuple):
     scenario: str
     values: Mapping[str, Change]
     is_stream: bool = False
+    train: int | None = None
+    """Images a task, at most; None for all."""
 
 
 def _distilling(**changes: Any) -> Change:
@@ -70,6 +75,10 @@ def _routing(**changes: Any) -> Change:
 
 def _remembering(**changes: Any) -> Change:
     return lambda config: replace(config, replay=ReplayConfig(**changes))
+
+
+def _beginning(rule: BeginsAs) -> Change:
+    return lambda config: replace(config, begins_as=rule)
 
 
 def _unchanged(config: LearnerConfig) -> LearnerConfig:
@@ -90,9 +99,11 @@ KNOBS: Mapping[str, Knob] = {
         is_stream=True,
     ),
     "replay_kind": Knob(ROTATED, {kind: _remembering(kind=kind) for kind in ("reservoir", "herding")}, is_stream=True),
+    "begins_as": Knob(ROTATED, {"informed": _beginning("informed"), "random": _beginning("random")}, train=FEW),
     "experts": Knob("split-fashion-mnist", {str(10 // each): _unchanged for each in (1, 5, 10)}),
 }
-"""``experts`` by the number of tasks that the ten classes are cut into, each of which has an expert."""
+"""``begins_as`` on few images, where a beginning makes a difference; ``experts`` by the number of tasks that the ten
+classes are cut into, each of which has an expert."""
 
 CLASSES_PER_TASK = {"10": 1, "2": 5, "1": 10, DEFAULT: 2}
 
@@ -138,6 +149,8 @@ def _run_knob(name: str, number: int, options: argparse.Namespace) -> dict[str, 
     knob, results = KNOBS[name], {}
     for value, change in {DEFAULT: _unchanged, **knob.values}.items():
         scenario = _scenario(knob.scenario, number, value if name == "experts" else DEFAULT, options)
+        if knob.train is not None:
+            scenario = scenario.limited(knob.train, max(len(task.test) for task in scenario.tasks))
         began_s = time.perf_counter()
         results[value] = _learned(scenario, change, number, options, is_stream=knob.is_stream)
         accuracy, took_s = 100 * results[value].matrix.average_accuracy(), time.perf_counter() - began_s
@@ -213,7 +226,7 @@ def _document(
         {**figures, "argmax_alone": {name: _figures(results, results) for name, results in alone.items()}},
         measured={
             "trunk": {"tap": TAP, "pixels": PIXELS},
-            "scenarios": {name: KNOBS[name].scenario + (", stream" * KNOBS[name].is_stream) for name in runs},
+            "scenarios": {name: _words(KNOBS[name]) for name in runs},
             "accuracy_matrices": {
                 name: {value: [result.matrix.rows() for result in results] for value, results in values.items()}
                 for name, values in runs.items()
@@ -222,6 +235,11 @@ def _document(
         },
         digits=4,
     )
+
+
+def _words(knob: Knob) -> str:
+    few = "" if knob.train is None else f", {knob.train} images a task"
+    return f"{knob.scenario}{', stream' * knob.is_stream}{few}"
 
 
 def _figures(results: Sequence[RunResult], defaults: Sequence[RunResult]) -> dict[str, float | None]:

@@ -50,6 +50,9 @@ from experts.router.statistics import ClassStatistics, merge
 
 __all__ = ["KnownExpert", "Knowledge"]
 
+_NEAR = 0.5
+"""Share of the nearest expert's gate mass from which on another one counts as near too."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KnownExpert:
@@ -252,6 +255,20 @@ class Knowledge:
         """The expert with the greatest mean soft gate; None if there is none."""
         gates = self.gates(features_BD, context=context, top_k=None)
         return None if gates is None else self.experts[gates.uids[int(gates.weights_BE.mean(dim=0).argmax())]]
+
+    def source(self, features_BD: Tensor) -> KnownExpert | None:
+        """What an expert for these items may begin as, by `LearnerConfig.begins_as`; None for nothing."""
+        rule = self._config.begins_as
+        specialization = self.specialization() if rule == "informed" else None
+        if specialization is None:
+            return self.nearest(features_BD) if rule != "random" else None
+        gates = self.gates(features_BD, top_k=None)
+        if gates is None:
+            return None
+        mean_E = gates.weights_BE.mean(dim=0)
+        near = [uid for uid, weight in zip(gates.uids, mean_E, strict=True) if weight >= _NEAR * mean_E.max()]
+        shares = dict(zip(specialization.uids, specialization.information_shares.tolist(), strict=True))
+        return self.experts[max(near, key=lambda uid: (shares.get(uid, 0.0), uid))]
 
     def specialization(self) -> Specialization | None:
         """Gate mass on what is remembered, as the router sends it; None without a memory or an expert."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 from experts.continual.decision import Setting
 from experts.continual.novelty import NoveltyConfig
@@ -14,7 +14,9 @@ from experts.distillation.config import DistillationConfig
 from experts.errors import SettingOutOfRange
 from experts.router.ridge import RouterConfig
 
-__all__ = ["LearnerConfig"]
+__all__ = ["BeginsAs", "LearnerConfig"]
+
+BeginsAs = Literal["nearest", "informed", "random"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +60,11 @@ class LearnerConfig:
     max_parameters: int = DEFAULT_MAX_PARAMETERS
     """Of a spawned expert."""
 
+    begins_as: BeginsAs = "nearest"
+    """What a spawned expert may begin as beside random weights: ``nearest``, whom the router would send its items to;
+    ``informed``, of those that would get at least half as much the one that adds most to I(E;C), S(E_i) included; or
+    ``random``, nothing. The second is there to be measured: it is worth no more (`bench_ablations.py`)."""
+
     increment_items: int = 1024
     """Images of a stream that are learned together, at least 1."""
 
@@ -73,6 +80,8 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         if self.setting not in get_args(Setting):
             raise SettingOutOfRange("setting", self.setting, allowed=", ".join(get_args(Setting)))
+        if self.begins_as not in get_args(BeginsAs):
+            raise SettingOutOfRange("begins_as", self.begins_as, allowed=", ".join(get_args(BeginsAs)))
         for name in ("passes", "teacher_ridge"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise SettingOutOfRange(name, getattr(self, name), allowed="finite and above 0")

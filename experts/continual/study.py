@@ -103,12 +103,12 @@ class Study:
         # Refused before anything is changed.
         architecture = self._architecture(features_ND.shape[1], decision.spawn, context) if decision.spawn else None
         knowledge.replay.limit_of(batch.images)
-        nearest = knowledge.nearest(features_ND)
+        source = knowledge.source(features_ND)
         self.num_increments += 1
         self._batch, self._context, self._seen = batch, context, features_ND
         self._learned = knowledge.take_in(batch, features_ND, context)
         try:
-            decision = self._planned(decision, architecture, nearest)
+            decision = self._planned(decision, architecture, source)
         except TrainingDiverged:
             self._lessons = []
             self._end()
@@ -191,7 +191,7 @@ class Study:
 
     # What is tried
 
-    def _planned(self, decision: Decision, architecture: Architecture | None, nearest: KnownExpert | None) -> Decision:
+    def _planned(self, decision: Decision, architecture: Architecture | None, source: KnownExpert | None) -> Decision:
         """Tries what there is to try, and makes the lessons."""
         updates = [
             lesson
@@ -206,7 +206,7 @@ class Study:
         elif decision.action == "update":
             decision = dataclasses.replace(decision, action="reuse", reason="all of its images are held out")
         if architecture is not None:
-            decision = self._spawn(decision, architecture, nearest)
+            decision = self._spawn(decision, architecture, source)
         if self._config.learns_unlabelled and self._lessons and len(decision.update) + bool(decision.spawn) == 1:
             # Of several experts nobody could say which of them an image without a label is for.
             self._lessons = [dataclasses.replace(self._lessons[0], unlabelled=self._unlabelled())]
@@ -259,7 +259,7 @@ class Study:
             accuracy_now=right_now / num_items, accuracy_updated=right_updated / num_items, num_items=num_items
         )
 
-    def _spawn(self, decision: Decision, architecture: Architecture, nearest: KnownExpert | None) -> Decision:
+    def _spawn(self, decision: Decision, architecture: Architecture, source: KnownExpert | None) -> Decision:
         """Makes the lesson of a new expert, begun where a trial shows to be best."""
         classes, features_ND = decision.spawn, self._present()
         rows = self._rows_of(classes)
@@ -273,7 +273,7 @@ class Study:
         start = choose_start(
             architecture,
             classes,
-            None if nearest is None else _copied(nearest),
+            None if source is None else _copied(source),
             ridge_taught(features_ND[learned], self._labels(learned), classes, self._config.teacher),
             (features_ND[judged], class_columns(self._labels(judged), classes)),
             trial,

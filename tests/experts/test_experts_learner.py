@@ -8,6 +8,7 @@ import pytest
 import torch
 from continual_examples import accuracy, features, images_of, learner, settings
 
+from experts.continual import knowledge
 from experts.continual.decision import Decision
 from experts.continual.learner import ContinualLearner
 from experts.continual.redundancy import RedundancyConfig
@@ -366,3 +367,30 @@ def test_domains_that_differ_stay_apart_and_needed_experts_stay() -> None:
     assert [verdict.verdict for verdict in tidied.merges] == ["keep"]
     assert all(verdict.verdict == "keep" for verdict in tidied.prunings)
     assert subject.to_bytes() == before
+
+
+def test_what_a_new_expert_may_begin_as_is_the_nearest_the_most_informed_of_the_near_or_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def begun(rule: str) -> str | None:
+        """What an expert for a class again may begin as, whose own expert is not the one that adds most to I(E;C)."""
+        subject = learner(begins_as=rule)
+        for classes in (("east", "north"), ("south", "west")):
+            subject.learn_task(*images_of(classes, 160, 1))
+            subject.run()
+        found, statistics = subject.knowledge.specialization(), subject.knowledge.statistics
+        assert found is not None
+        assert statistics is not None
+        most = found.uids[int(found.information_shares.argmax())]
+        row = next(
+            row for row, name in enumerate(statistics.classes) if name not in subject.knowledge.experts[most].classes
+        )
+        source = subject.knowledge.source(statistics.stacked_means().float()[[row]])
+        return None if source is None else "most informed" if source.uid == most else "nearest"
+
+    assert begun("nearest") == "nearest"
+    assert begun("informed") == "nearest"  # the other one is not near
+    monkeypatch.setattr(knowledge, "_NEAR", 0.0)
+    assert begun("informed") == "most informed"
+    assert begun("nearest") == "nearest"
+    assert begun("random") is None
