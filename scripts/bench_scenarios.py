@@ -21,7 +21,7 @@ import platformdirs
 import torch
 from bench_document import RESULTS, bench_document, say, write_document
 from bench_scenarios_plot import draw
-from bench_scenarios_targets import PROTOCOL, PROTOCOLS, SGD_SEEDS, targets_of
+from bench_scenarios_targets import PROTOCOL, PROTOCOLS, ROTATED_DRAWS, ROTATED_PROTOCOL, SGD_SEEDS, targets_of
 
 from experts.data.dataset import ImageDataset
 from experts.data.named import load_named
@@ -92,8 +92,9 @@ def _run_all(name: str, options: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, list[RunResult]] = {}
     untrained: dict[str, list[tuple[float, ...]]] = {}
     methods: list[Method] = []
-    for number in range(options.runs):
-        scenario = make_scenario(name, load, order=0 if name in PROTOCOLS else number)
+    draws = ROTATED_DRAWS if name == ROTATED_PROTOCOL and not options.quick else options.runs
+    for number in range(draws):
+        scenario = make_scenario(name, load, order=0 if name == PROTOCOL else number)
         if options.quick:
             scenario = scenario.limited(QUICK_TRAIN, QUICK_TEST)
         if name in PROTOCOLS:
@@ -174,7 +175,8 @@ def _document(runs: Mapping[str, Any], options: argparse.Namespace) -> dict[str,
         "sgd_task_accuracy": sgd_task,
         "accuracy_matrices": matrices,
     }
-    seeds = range(max(options.runs, len(sgd_task)))
+    most = max(len(results) for run in runs.values() for results in run["results"].values())
+    seeds = range(max(most, len(sgd_task)))
     return bench_document(" ".join(words), seeds, figures, targets=targets, measured=measured, digits=4)
 
 

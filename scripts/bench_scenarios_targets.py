@@ -5,11 +5,11 @@ from typing import Any
 
 from experts.evaluation.metrics import spread
 
-__all__ = ["PROTOCOL", "PROTOCOLS", "SGD_SEEDS", "targets_of"]
+__all__ = ["PROTOCOL", "PROTOCOLS", "ROTATED_DRAWS", "ROTATED_PROTOCOL", "SGD_SEEDS", "targets_of"]
 
 PROTOCOL, ROTATED_PROTOCOL = "split-fashion-mnist-60k", "rotated-fashion-mnist-60k"
 PROTOCOLS = (PROTOCOL, ROTATED_PROTOCOL)
-"""On raw pixels alone, in label order or in that of the angles."""
+"""On raw pixels alone, in label order or by angles that are drawn."""
 
 MAMMOTH: Mapping[str, Mapping[str, tuple[float, float]]] = {
     PROTOCOL: {
@@ -34,6 +34,9 @@ MAMMOTH_SGD_TASK = 84.9
 of them, which differs by many points from seed to seed: so it is held against the spread of `SGD_SEEDS` runs."""
 
 SGD_SEEDS = 10
+
+ROTATED_DRAWS = 6
+"""Of the angles: what is forgotten differs by many points from draw to draw."""
 
 EXPERTS_OVER_ARGMAX = 2.0
 """Points by which routed experts must exceed the router alone on at least one scenario."""

@@ -14,7 +14,7 @@ from experts.errors import MalformedDataset, SettingOutOfRange, UnknownClasses, 
 from experts.evaluation.scenarios.base import Scenario, ScenarioTask, shuffled
 from experts.evaluation.scenarios.permuted import permuted_fashion_mnist
 from experts.evaluation.scenarios.registry import SCENARIO_NAMES, make_scenario
-from experts.evaluation.scenarios.rotated import rotated_fashion_mnist, rotated_images
+from experts.evaluation.scenarios.rotated import drawn_angles, rotated_fashion_mnist, rotated_images
 from experts.evaluation.scenarios.split import DIGITS, split_by_class, split_fashion_mnist
 
 
@@ -201,3 +201,14 @@ def test_every_order_is_a_permutation_and_the_first_changes_nothing(number: int,
     positions = shuffled(range(number), order, "test")
     assert sorted(positions) == list(range(number))
     assert shuffled(range(number), 0, "test") == list(range(number))
+
+
+def test_drawn_angles_are_the_orders_own_and_spread_over_half_a_turn() -> None:
+    draws = [drawn_angles(order) for order in range(40)]
+    assert draws == [drawn_angles(order) for order in range(40)]
+    assert len(set(draws)) == 40
+    angles = [angle for draw in draws for angle in draw]
+    assert len(angles) == 200
+    assert all(0 <= angle < 180 for angle in angles)
+    assert min(angles) < 10 < 170 < max(angles)
+    assert abs(sum(angles) / 200 - 90) < 15

@@ -19,8 +19,9 @@ from experts.data.idx import FASHION_MNIST_CLASSES
 from experts.evaluation.scenarios.base import Scenario
 from experts.evaluation.scenarios.dealt import dealt_domains
 from experts.evaluation.scenarios.split import Parts
+from experts.generators import portable_uniform
 
-__all__ = ["ANGLES", "rotated_fashion_mnist", "rotated_images"]
+__all__ = ["ANGLES", "drawn_angles", "rotated_fashion_mnist", "rotated_images"]
 
 ANGLES = (0.0, 36.0, 72.0, 108.0, 144.0)
 """In degrees, counter-clockwise."""
@@ -52,6 +53,19 @@ def rotated_fashion_mnist(
         order=order,
         images_per_domain=images_per_domain,
     )
+
+
+def drawn_angles(order: int, num_domains: int = len(ANGLES)) -> tuple[float, ...]:
+    """Angles at random in [0, 180) degrees, as Buzzega et al. 2020 (arXiv:2004.07211, sec. 4.1) have them.
+
+    How much there is to forget depends on the draw: a method is to be measured on several.
+
+    Args:
+        order: Which draw; the same number gives the same angles everywhere.
+        num_domains: How many.
+    """
+    uniform = portable_uniform(f"rotated-fashion-mnist/{order}", "angles", (num_domains,))
+    return tuple(180.0 * share for share in uniform.tolist())
 
 
 def rotated_images(images: NDArray[np.uint8], degrees: float) -> NDArray[np.uint8]:
