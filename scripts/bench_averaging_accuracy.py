@@ -7,7 +7,6 @@ could not be measured.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,12 +15,11 @@ from typing import Any
 
 from bench_averaging_accuracy_plot import draw
 from bench_averaging_runs import FULL, QUICK, measure_accuracy
-from bench_document import RESULTS, bench_document, say, write_document
+from bench_document import bench_document, say
+from bench_main import Bench
 
 from experts.averaging import CODECS
-from experts.errors import ExpertsError
 from experts.evaluation.metrics import spread
-from meshnode.errors import ExitCode, NodeError
 
 __all__ = ["accuracy_figures", "accuracy_targets", "best_central"]
 
@@ -84,36 +82,6 @@ def accuracy_targets(figures: Mapping[str, Any]) -> dict[str, Any]:
     return targets
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the script; returns its exit code."""
-    options = _parse(arguments)
-    try:
-        document = _measure(options)
-    except (ExpertsError, NodeError, OSError) as failure:
-        print(f"not measured: {failure}", file=sys.stderr)
-        return ExitCode.FAILURE
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    if options.write:
-        draw(document, write_document(document, NAME).with_suffix(".png"))
-    print(json.dumps(document, indent=2) if options.json else _table(document))
-    return ExitCode.OK if all(target["met"] for target in document["targets"].values()) else ExitCode.CHECK_FAILED
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print the whole document instead of the table")
-    parser.add_argument("--quick", action="store_true", help="the same on less, within a minute or two")
-    parser.add_argument(
-        "--write", action="store_true", help=f"also put it into {RESULTS.name}/{NAME}.json, with a plot"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="the first of all that are used (0)")
-    options = parser.parse_args(arguments)
-    if options.write and options.quick:
-        parser.error("--write is for figures at full size: leave out --quick")
-    return options
-
-
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     effort = QUICK if options.quick else FULL
     began_s = time.perf_counter()
@@ -157,5 +125,14 @@ def _table(document: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+BENCH = Bench(
+    name=NAME,
+    about=str(__doc__),
+    quick_help="the same on less, within a minute or two",
+    measure=_measure,
+    table=_table,
+    draw=draw,
+)
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(BENCH.main(sys.argv[1:]))

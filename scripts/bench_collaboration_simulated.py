@@ -9,14 +9,12 @@ that no node has. The exit code is 0 if every target is met, 10 if one is missed
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from bench_collaboration_learning import (
     ROUNDS,
     SHARES,
@@ -31,12 +29,11 @@ from bench_collaboration_learning import (
 from bench_collaboration_lessons import time_to
 from bench_collaboration_simulated_plot import draw
 from bench_collaboration_time import HELD_TO_TARGET, LINE, ROUND_TRIPS, WITHIN, mean_or_none, speed_ups, target_of
-from bench_document import RESULTS, bench_document, say, write_document
+from bench_document import bench_document, say
+from bench_main import Bench
 
-from experts.errors import ExpertsError
 from experts.evaluation.metrics import spread
 from experts.evaluation.suite.methods import EXPERT_STEPS
-from meshnode.errors import ExitCode, NodeError
 
 __all__ = ["ALONE", "simulated_figures", "simulated_targets"]
 
@@ -88,34 +85,6 @@ def simulated_targets(figures: Mapping[str, Any]) -> dict[str, Any]:
         for kind, rows in figures.items()
         if kind in SHARES
     }
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run the script; returns its exit code."""
-    options = _parse(arguments)
-    torch.set_num_threads(1)
-    try:
-        document = _measure(options)
-    except (ExpertsError, NodeError, OSError) as failure:
-        print(f"not measured: {failure}", file=sys.stderr)
-        return ExitCode.FAILURE
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    if options.write:
-        draw(document, write_document(document, NAME).with_suffix(".png"))
-    print(json.dumps(document, indent=2) if options.json else _table(document))
-    return ExitCode.OK if all(target["met"] for target in document["targets"].values()) else ExitCode.CHECK_FAILED
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print the whole document instead of the table")
-    parser.add_argument("--quick", action="store_true", help="the same on less, with one seed, within a minute")
-    parser.add_argument("--write", action="store_true", help=f"also put it into {RESULTS.name}/, with a plot")
-    options = parser.parse_args(arguments)
-    if options.write and options.quick:
-        parser.error("--write is for figures at full size: leave out --quick")
-    return options
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -228,5 +197,15 @@ def _line(name: str, row: Mapping[str, Any]) -> str:
     )
 
 
+BENCH = Bench(
+    name=NAME,
+    about=str(__doc__),
+    quick_help="the same on less, with one seed, within a minute",
+    measure=_measure,
+    table=_table,
+    draw=draw,
+    has_seed=False,
+)
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(BENCH.main(sys.argv[1:]))

@@ -8,26 +8,23 @@ table to stdout. There is no target.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from bench_averaging_accuracy import best_central
 from bench_averaging_runs import FULL, Effort, study_setting
 from bench_averaging_runs import QUICK as QUICK_STUDY
 from bench_averaging_shards import SHARDS
 from bench_averaging_study import Exchange, Study
 from bench_decentralised_plot import draw
-from bench_document import RESULTS, bench_document, say, write_document
+from bench_document import bench_document, say
 from bench_experts_data import load_ground
+from bench_main import Bench
 
 from experts.averaging import codec_named
-from experts.errors import ExpertsError
 from experts.evaluation.metrics import spread
-from meshnode.errors import ExitCode, NodeError
 
 __all__ = ["GROUPS", "Group", "TEACHERS", "decentralised_figures", "measure_decentralised"]
 
@@ -135,37 +132,6 @@ def decentralised_figures(raw: Mapping[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the script; returns its exit code."""
-    options = _parse(arguments)
-    torch.set_num_threads(1)
-    try:
-        document = _measure(options)
-    except (ExpertsError, NodeError, OSError) as failure:
-        print(f"not measured: {failure}", file=sys.stderr)
-        return ExitCode.FAILURE
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    if options.write:
-        draw(document, write_document(document, NAME).with_suffix(".png"))
-    print(json.dumps(document, indent=2) if options.json else _table(document["figures"]))
-    return ExitCode.OK
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print the whole document instead of the table")
-    parser.add_argument("--quick", action="store_true", help="the same on less, with one seed, within a minute")
-    parser.add_argument(
-        "--write", action="store_true", help=f"also put it into {RESULTS.name}/{NAME}.json, with a plot"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="the first of all that are used (0)")
-    options = parser.parse_args(arguments)
-    if options.write and options.quick:
-        parser.error("--write is for figures at full size: leave out --quick")
-    return options
-
-
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     effort = QUICK if options.quick else FULL
     began_s = time.perf_counter()
@@ -185,9 +151,9 @@ def _row(accuracies: Sequence[float]) -> dict[str, Any]:
     return {"accuracy": found.mean, "std": found.deviation}
 
 
-def _table(figures: Mapping[str, Any]) -> str:
+def _table(document: Mapping[str, Any]) -> str:
     lines = []
-    for name, rows in figures.items():
+    for name, rows in document["figures"].items():
         lines.append(f"{name:<30} {'accuracy, %':<14} {'points below':<14} {'rounds':>6} {'MB sent a node':>15}")
         for group, row in rows.items():
             line = f"  {group:<28} {_told(row['accuracy'], row['std']):<14}"
@@ -203,5 +169,14 @@ def _told(mean: float, deviation: float | None) -> str:
     return f"{mean:.2f}" + ("" if deviation is None else f" +- {deviation:.2f}")
 
 
+BENCH = Bench(
+    name=NAME,
+    about=str(__doc__),
+    quick_help="the same on less, with one seed, within a minute",
+    measure=_measure,
+    table=_table,
+    draw=draw,
+)
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(BENCH.main(sys.argv[1:]))
