@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))  # its 
 import bench_collaboration_simulated
 from bench_collaboration_learning import ROUNDS, SHARES, TASKS, WHOLE_TASKS, Ground, Together, learn_together
 from bench_collaboration_lessons import Lesson, arrivals, time_to
-from bench_collaboration_simulated import ALONE, Effort, main, simulated_figures, simulated_targets
+from bench_collaboration_simulated import ALONE, BENCH, Effort, simulated_figures, simulated_targets
 from bench_collaboration_time import WITHIN, Line
 
 LINE = Line(bits_per_s=800.0, round_trip_s=0.5)
@@ -153,7 +153,7 @@ def test_a_quick_run_prints_a_document_of_rows_and_targets(
     monkeypatch.setattr(bench_collaboration_simulated, "load_ground", load)
     monkeypatch.setattr(bench_collaboration_simulated, "QUICK", quick)
     torch.set_num_threads(1)
-    code = main(["--quick", "--json"])
+    code = BENCH.main(["--quick", "--json"])
     printed = capsys.readouterr()
     document = json.loads(printed.out)
     assert code == (0 if all(target["met"] for target in document["targets"].values()) else 10)
@@ -164,10 +164,3 @@ def test_a_quick_run_prints_a_document_of_rows_and_targets(
         for row in [rows] if kind == ALONE else rows.values():
             assert (row["simulated_s"] is None) == (row["reached_ratio"] < 1)
     assert len(printed.err.splitlines()) == 1 + 1 + len(SHARES) * 2
-
-
-def test_a_quick_run_is_never_written_for_the_record(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as refused:
-        main(["--quick", "--write"])
-    assert refused.value.code == 2
-    assert "leave out --quick" in capsys.readouterr().err

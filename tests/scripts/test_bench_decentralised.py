@@ -22,7 +22,7 @@ import bench_decentralised
 from bench_averaging_runs import Effort
 from bench_averaging_shards import SHARDS
 from bench_averaging_study import TAP, StudyEffort
-from bench_decentralised import GROUPS, TEACHERS, decentralised_figures, main, measure_decentralised
+from bench_decentralised import BENCH, GROUPS, TEACHERS, decentralised_figures, measure_decentralised
 from bench_document import rounded
 from bench_experts_data import Features, Ground, Size
 
@@ -105,7 +105,7 @@ def test_a_quick_run_prints_what_the_same_seed_gave_before(
 ) -> None:
     monkeypatch.setattr(bench_decentralised, "load_ground", ground_of)
     monkeypatch.setattr(bench_decentralised, "QUICK", SMALL)
-    assert main(["--quick", "--json"]) == 0
+    assert BENCH.main(["--quick", "--json"]) == 0
     printed = capsys.readouterr()
     document = json.loads(printed.out)
     assert document["command"] == "python scripts/bench_decentralised.py --seed 0 --quick"
@@ -116,6 +116,6 @@ def test_a_quick_run_prints_what_the_same_seed_gave_before(
 
 def test_a_quick_run_is_never_written_for_the_record(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
-        main(["--quick", "--write"])
+        BENCH.main(["--quick", "--write"])
     assert refused.value.code == 2
     assert "leave out --quick" in capsys.readouterr().err
