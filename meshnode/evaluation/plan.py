@@ -14,7 +14,8 @@ from experts.evaluation.scenarios.base import Scenario
 from experts.evaluation.scenarios.file import scenario_from_file
 from experts.evaluation.scenarios.registry import SCENARIO_NAMES, make_scenario
 from experts.evaluation.suite.method import Method
-from experts.evaluation.suite.methods import METHOD_NAMES, on_features, on_pixels
+from experts.evaluation.suite.methods import METHOD_NAMES, ROUTED, on_features, on_pixels
+from experts.evaluation.suite.networks import SAME_BYTES
 from meshnode.datasets import load_dataset
 from meshnode.errors import UnknownName
 
@@ -103,7 +104,9 @@ class Plan:
         methods = on_pixels(scenario) if self.on != "trunk" else []
         if inputs is not None:
             methods += on_features(scenario, inputs)
-        return [method for method in methods if not self.methods or method.name in self.methods]
+        # What keeps as many bytes as experts do has to be told how many these are.
+        wanted = {*self.methods, *([ROUTED] if SAME_BYTES in self.methods else [])}
+        return [method for method in methods if not wanted or method.name in wanted]
 
 
 def _near(name: str, known: Sequence[str]) -> str | None:
