@@ -124,7 +124,11 @@ def test_anything_but_a_byte_string_is_refused_as_value(value: Any) -> None:
     assert not GUARD.validate(DHTRecord(key, MSGPackSerializer.dumps(KEY.peer_id), packed, NOW_S + 60.0))
 
 
-@pytest.mark.parametrize("subkey", [KEY.peer_id.encode(), 7, [KEY.peer_id], {"peer": KEY.peer_id}, "self", None])
+@pytest.mark.parametrize(
+    "subkey",
+    [KEY.peer_id.encode(), 7, [KEY.peer_id], {"peer": KEY.peer_id}, "self", None],
+    ids=lambda value: type(value).__name__,
+)
 def test_anything_but_a_peer_id_is_refused_as_subkey(subkey: Any) -> None:
     packed = msgpack.packb(subkey)
     key = DHTID.generate(record_key(MESH.mesh_id)).to_bytes()

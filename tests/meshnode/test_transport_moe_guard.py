@@ -64,7 +64,7 @@ async def declared_by_hivemind(cells: list[str], peer_id: str) -> set[Declaratio
     return {Declaration(*entry) for entry in zip(keys, subkeys, values, strict=True)}
 
 
-@pytest.mark.parametrize("cell", [CELL, "ffn.7", "ffn.7.0", "ffn_expert.98.76.54.32.10"])
+@pytest.mark.parametrize("cell", [pytest.param(CELL, id="own"), "ffn.7", "ffn.7.0", "ffn_expert.98.76.54.32.10"])
 async def test_hiveminds_own_server_makes_the_same_declarations_and_they_are_taken(cell: str) -> None:
     entries = await declared_by_hivemind([cell], KEY.peer_id)
     assert set(declarations_of(cell, KEY.peer_id)) == entries
