@@ -26,7 +26,7 @@ demo: $(STAMP)  ## Run a mesh of three nodes on this machine; results in demo-ou
 	$(VENV)/bin/meshnode demo $(ARGS)
 
 test: $(STAMP)  ## Run the tests
-	$(VENV)/bin/pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+	$(VENV)/bin/pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-teachers: $(TEACHERS_STAMP)  ## Test teachers of timm, torchvision, transformers (6 GB)
 	$(TEACHERS_VENV)/bin/python scripts/test_teachers.py
