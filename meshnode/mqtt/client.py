@@ -70,6 +70,18 @@ class SocketClient(aiomqtt.Client):
         self._client._sock_close()
         self._socket.close()
 
+    def _on_socket_register_write(self, client: paho.Client, userdata: Any, sock: Any) -> None:
+        # aiomqtt puts this off, for paho may call from another thread. Here it is the loop's own, and later the socket
+        # may be closed and its number another one's.
+        self._loop.add_writer(sock.fileno(), self._write)
+
+    def _write(self) -> None:
+        try:
+            self._client.loop_write()
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the connection has ended by it
+            if not self._disconnected.done():
+                self._disconnected.set_exception(exc)
+
     def _on_disconnect(
         self,
         client: paho.Client,
