@@ -4,7 +4,8 @@ All classes at once, on features of the trunk B4 at 64 px, calibrated on the fir
 teacher. Every expert scores all classes. Accuracies are those of the best expert by the gates (top-k 1), for 1 to 20
 experts with and without the default regulariser; the specialization table is of five experts and, since who works for
 what depends on the initial weights, of more seeds: measured on the test images with the gates as used and with the soft
-gates that were trained. Progress goes to stderr, the table to stdout.
+gates that were trained; with five experts also other strengths of each term. Progress goes to stderr, the table to
+stdout.
 """
 
 import argparse
@@ -44,6 +45,12 @@ TAP, PIXELS = "B4", 64
 STUDIED = 5
 """Experts of the specialization table: as many as there are tasks in the continual studies."""
 REGULARISERS: Mapping[str, RegulariserConfig | None] = {"none": None, "weighted": WEIGHTED, "proposal": PROPOSAL}
+SWEPT: Mapping[str, RegulariserConfig] = {
+    **{f"weighted, lambda {value:g}": RegulariserConfig(lambda_s=value) for value in (0.01, 1.0)},
+    **{f"proposal, lambda {value:g}": RegulariserConfig(form="proposal", lambda_s=value) for value in (0.01, 1.0)},
+    **{f"balance alone, lambda {value:g}": RegulariserConfig(lambda_s=0.0, lambda_b=value) for value in (0.1, 1.0)},
+}
+"""What each term is worth at other strengths than the default, with the studied number of experts."""
 PROTOTYPE = {"max_usage_ratio": [0.21, 0.24], "mutual_information_nats": [1.32, 1.35]}
 """What was seen with five experts and the default regulariser before this was built."""
 
@@ -151,11 +158,12 @@ def _train_all(effort: Effort, train: Split, test: Split) -> dict[tuple[str, int
     """By regulariser, number of experts and seed."""
     studied = [(name, STUDIED) for name in REGULARISERS]
     others = [(name, number) for name in ("none", "weighted") for number in effort.experts if number != STUDIED]
+    others += [(name, STUDIED) for name in SWEPT]
     outcomes = {}
     for seed in effort.studied_seeds:
         wanted = studied + others if seed in effort.seeds else studied
         for name, number in wanted:
-            config = _config(effort, number, REGULARISERS[name])
+            config = _config(effort, number, {**REGULARISERS, **SWEPT}[name])
             outcome = _train(config, train, test, seed)
             outcomes[name, number, seed] = outcome
             say(
@@ -209,12 +217,17 @@ def _figures(effort: Effort, outcomes: Mapping[tuple[str, int, int], Outcome]) -
         for name in ("none", "weighted")
     }
     specialization = {name: _specialization(over_seeds(name, STUDIED, effort.studied_seeds)) for name in REGULARISERS}
+    by_lambda = {name: _specialization(over_seeds(name, STUDIED)) for name in (*REGULARISERS, *SWEPT)}
     default = specialization["weighted"]
     return {
         "mixture_max_usage_ratio": default["max_usage_ratio"],
         "mixture_mutual_information_nats": default["mutual_information_nats"],
         "accuracy_by_experts": by_experts,
         "specialization": specialization,
+        "by_lambda": {
+            name: {key: row[key] for key in ("accuracy", "std", "max_usage_ratio", "mutual_information_nats")}
+            for name, row in by_lambda.items()
+        },
     }
 
 
@@ -264,9 +277,15 @@ def _table(document: Mapping[str, Any]) -> str:
             f"{name:<11}{row['accuracy']:>9.2f}{f'{usage[0]:.3f} to {usage[1]:.3f}':>16}"
             f"{f'{information[0]:.2f} to {information[1]:.2f}':>16}   {each}"
         )
-    low, high = PROTOTYPE["max_usage_ratio"], PROTOTYPE["mutual_information_nats"]
-    lines.append(f"{'prototype':<11}{'':>9}{f'{low[0]} to {low[1]}':>16}{f'{high[0]} to {high[1]}':>16}")
+    lines += [_seen(*PROTOTYPE.values()), "", f"{'by lambda':<28}{'accuracy':>15}{'max usage':>11}{'I(E;C)':>8}"]
+    for name, row in figures["by_lambda"].items():
+        accuracy = f"{row['accuracy']:.2f} +- {row['std']:.2f}"
+        lines.append(f"{name:<28}{accuracy:>15}{row['max_usage_ratio']:>11.3f}{row['mutual_information_nats']:>8.2f}")
     return "\n".join(lines)
+
+
+def _seen(low: Sequence[float], high: Sequence[float]) -> str:
+    return f"{'prototype':<11}{'':>9}{f'{low[0]} to {low[1]}':>16}{f'{high[0]} to {high[1]}':>16}"
 
 
 def _with_short_names(specialization: Specialization) -> Specialization:
