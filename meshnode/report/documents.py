@@ -123,5 +123,10 @@ def _target(path: Path, name: str, raw: object, figures: Mapping[str, Any]) -> T
     figure = figures.get(name)
     if isinstance(figure, dict):
         figure = figure.get("accuracy")
-    measured = next((raw[key] for key in ("value", "points") if key in raw), figure)
+    if "value" in raw:
+        measured = raw["value"]
+    elif isinstance(raw.get("points"), int | float):
+        measured = f"{raw['points']:+.3g} points"  # from what is wanted, which is an accuracy
+    else:
+        measured = raw.get("points", figure)
     return Target(name=name, wanted=raw["target"], is_met=raw["met"], measured=measured)

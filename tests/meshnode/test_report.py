@@ -114,6 +114,15 @@ def test_a_page_begins_with_what_experts_add_to_the_strongest_router_and_to_repl
     assert without.markdown.read_text(encoding="utf-8").split("\n\n")[1].startswith("1 result")
 
 
+def test_a_target_that_is_told_in_points_says_so(tmp_path: Path) -> None:
+    targets = {
+        "replay": {"target": "76.7 +- 1.5", "met": True, "points": -0.4567},
+        "router": {"target": ">= 2", "met": False, "points": {"turned": 1.5}},
+    }
+    found = read_documents(_put(tmp_path, bench_example=_document(targets=targets)))
+    assert [target.measured for target in found.documents[0].targets] == ["-0.457 points", {"turned": 1.5}]
+
+
 def test_a_page_holds_its_pictures_and_fetches_nothing(tmp_path: Path) -> None:
     report = write_report(_put(tmp_path / "in", bench_continual=_learning()), tmp_path / "out")
     text = report.html.read_text(encoding="utf-8")
