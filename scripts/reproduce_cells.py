@@ -75,7 +75,8 @@ def _scenarios(name: str, minutes: float, *scenarios: str) -> Cell:
 
 FULL = (
     _cell("bench_start", 5, needs=(_TRUNK,)),
-    _cell("bench_mixture", 5, needs=(_TRUNK,)),
+    _cell("bench_mixture", 6, needs=(_TRUNK,)),
+    _cell("bench_update_cost", 5, needs=(_TRUNK,)),
     _cell("bench_privacy", 5, needs=(_TRUNK,)),
     _cell("bench_experts", 8, needs=(_TRUNK,)),
     _cell("bench_router", 9, needs=(_TRUNK,)),
