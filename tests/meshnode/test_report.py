@@ -242,6 +242,17 @@ def test_an_expectation_is_judged_by_every_setting(
     assert outcomes[0].measurements[0].value == f"{100 * abs(saved):.1f} % {'less' if saved > 0 else 'more'}"
 
 
+def test_one_tasks_update_is_held_against_training_to_the_end(tmp_path: Path) -> None:
+    rows = {
+        "B4 at 32 px, routed experts": {"accuracy": 89.0, "of_convergence_ratio": 0.012},
+        "E5 at 64 px, routed experts": {"accuracy": 91.0, "of_convergence_ratio": 0.5},
+    }
+    found = read_documents(_put(tmp_path / "in", bench_update_cost=_document(figures=rows)))
+    outcome = outcomes_of(found.documents)[0]
+    assert [(one.value, one.is_met) for one in outcome.measurements] == [("98.8 % less", True), ("50.0 % less", False)]
+    assert outcome.verdict == "met in part"
+
+
 def test_a_speed_up_that_never_reached_its_target_is_a_miss(tmp_path: Path) -> None:
     rows = {
         "1 node": {"accuracy": 90.0, "simulated_speed_up": 1.0, "wall_speed_up": 1.0},
