@@ -126,18 +126,6 @@ _CLAIMS = (
         "bench_router",
     ),
     _Claim(
-        "the same on all 60,000 images",
-        lambda figures: f"{figures['pretrained, two taps and random features']['accuracy']:.1f} %",
-        "92.3",
-        "bench_all_images",
-    ),
-    _Claim(
-        "the same without any pretrained trunk: whitened patches of the first task",
-        lambda figures: f"{figures['whitened patches of the first task']['accuracy']:.1f} %",
-        "87",
-        "bench_all_images",
-    ),
-    _Claim(
         "the same by experience replay, 500 images, on trunk B4",
         _method(_SPLIT, "ER 500, trunk"),
         "",
@@ -206,6 +194,18 @@ _CLAIMS = (
         _method(_MAMMOTH, "ER 500, pixels"),
         "77.6 ± 2, Mammoth's own",
         "bench_scenarios",
+    ),
+    _Claim(
+        "Split Fashion-MNIST on all 60,000 training images, two taps and random features",
+        lambda figures: f"{figures['pretrained, two taps and random features']['accuracy']:.1f} %",
+        "92.3",
+        "bench_all_images",
+    ),
+    _Claim(
+        "the same without a pretrained trunk: whitened patches of the first task",
+        lambda figures: f"{figures['whitened patches of the first task']['accuracy']:.1f} %",
+        "87",
+        "bench_all_images",
     ),
     _Claim(
         "learning the fifth task on trunk B4 at 32 px, in FLOPs of one epoch of a CNN on all five",
