@@ -67,9 +67,9 @@ def _cell(name: str, minutes: float, *options: str, needs: Sequence[str] = (), r
     return Cell(name=name, arguments=arguments, minutes=minutes, needs=needs, resumes=resumes)
 
 
-def _scenarios(name: str, minutes: float, *scenarios: str) -> Cell:
-    """Some of the scenarios, of which all together take longer than a cell may."""
-    arguments = ("scripts/bench_scenarios.py", "--json", "--only", *scenarios)
+def _part(name: str, benchmark: str, minutes: float, *only: str) -> Cell:
+    """Some of the runs of a benchmark, of which all together take longer than a cell may."""
+    arguments = (f"scripts/{benchmark}.py", "--json", "--only", *only)
     return Cell(name=name, arguments=arguments, minutes=minutes, needs=_SMALL_MNIST, resumes=True, is_part=True)
 
 
@@ -89,14 +89,16 @@ FULL = (
     _cell("bench_continual_tuning", 13, needs=_SMALL_MNIST),
     _cell("bench_continual", 14, needs=_SMALL_MNIST),
     _cell("bench_averaging", 15),
-    _scenarios("bench_scenarios_classes", 15, "split-fashion-mnist", "split-mnist-5k", "split-digits"),
-    _scenarios("bench_scenarios_domains", 15, "rotated-fashion-mnist", "four-sets"),
-    _scenarios("bench_scenarios_protocols", 15, "split-fashion-mnist-60k", "rotated-fashion-mnist-60k"),
-    _cell("bench_scenarios", 1, needs=_SMALL_MNIST, resumes=True),
+    _part("bench_scenarios_classes", "bench_scenarios", 15, "split-fashion-mnist", "split-mnist-5k", "split-digits"),
+    _part("bench_scenarios_domains", "bench_scenarios", 12, "rotated-fashion-mnist"),
+    _part("bench_scenarios_sets", "bench_scenarios", 12, "four-sets"),
+    _part("bench_scenarios_60k", "bench_scenarios", 15, "split-fashion-mnist-60k", "rotated-fashion-mnist-60k"),
+    _cell("bench_scenarios", 2, needs=_SMALL_MNIST, resumes=True),
+    _part("bench_ablations_tasks", "bench_ablations", 15, "alpha", "temperature", "tau", "top_k"),
+    _cell("bench_ablations", 18, needs=(_TRUNK,), resumes=True),
     _cell("bench_serving", 17, needs=(_TRUNK,)),
     _cell("bench_collaboration", 20, needs=(_TRUNK,)),
     _cell("bench_averaging_accuracy", 10, needs=(_TRUNK,)),
-    _cell("bench_ablations", 28, needs=(_TRUNK,), resumes=True),
     _cell("bench_continual_mesh", 25, "--runs", "1", needs=(_TRUNK,)),
     _cell("bench_preservation", 27, needs=_SMALL_MNIST),
 )
