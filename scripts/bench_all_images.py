@@ -8,7 +8,7 @@ exit code is 0 if every target is met, 10 if one is missed.
 import argparse
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,12 @@ from bench_router_study import PIXELS, VARIANTS, Study
 from bench_scenarios import load
 
 from experts.evaluation.features import FeatureStore
-from experts.evaluation.metrics import accuracy
 from experts.router.ridge import RouterConfig, solve_ridge
-from experts.router.statistics import ClassStatistics
 from experts.trunk.base import calibrate
 from experts.trunk.images import prepare_images
 from experts.trunk.whitened import WhitenedConfig, fit_whitened
 
-__all__ = ["all_images_targets", "merged_accuracy"]
+__all__ = ["all_images_targets"]
 
 NAME = "bench_all_images"
 PRETRAINED, PATCHES = "pretrained, two taps and random features", "whitened patches of the first task"
@@ -39,25 +37,6 @@ NUM_PATCHES = 64
 RIDGE = 1e-4
 CALIBRATED_ON = 2000
 """Images of the first task that patches are fitted and calibrated on."""
-
-
-def merged_accuracy(
-    tasks: Sequence[tuple[torch.Tensor, Sequence[str]]],
-    test: tuple[torch.Tensor, Sequence[str]],
-    ridge: float,
-) -> float:
-    """Percent of test rows that a ridge names rightly, whose statistics came task by task.
-
-    Args:
-        tasks: Features and labels of each, in their order.
-        test: Likewise.
-        ridge: The regulariser.
-    """
-    statistics = ClassStatistics.from_features(*tasks[0])
-    for features_ND, labels in tasks[1:]:
-        statistics = statistics.updated(features_ND, labels)
-    router = solve_ridge(statistics, RouterConfig(ridge=ridge))
-    return 100 * accuracy(router.class_argmax(test[0]), test[1])
 
 
 def all_images_targets(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,20 +57,17 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     effort = QUICK if options.quick else FULL
     if options.quick:
         train, test = train.select(range(QUICK.train_images)), test.select(range(QUICK.test_images))
-    study = Study((train, test), FeatureStore(platformdirs.user_cache_path("modulemesh") / "features"), 0, effort)
-    rows = [study.rows_of(names) for names in study.tasks]
-    labels = [[train.labels[row] for row in of_task] for of_task in rows]
+    store = FeatureStore(platformdirs.user_cache_path("modulemesh") / "features")
+    study = Study((train, test), store, 0, effort)
 
     def measured(train_ND: torch.Tensor, test_ND: torch.Tensor, ridge: float) -> dict[str, float]:
-        tasks = [(train_ND[of_task], names) for of_task, names in zip(rows, labels, strict=True)]
-        width = train_ND.shape[1]
-        return {"accuracy": merged_accuracy(tasks, (test_ND, test.labels), ridge), "D": width}
+        router = solve_ridge(study.statistics(train_ND), RouterConfig(ridge=ridge))
+        return {"accuracy": study.argmax_accuracy(router, test_ND), "D": train_ND.shape[1]}
 
     tell(f"patches of {len(train)} images")
-    first = prepare_images(train.images[rows[0][:CALIBRATED_ON].numpy()], 1, PATCH_PIXELS)
+    first = prepare_images(train.images[study.rows_of(study.tasks[0])[:CALIBRATED_ON].numpy()], 1, PATCH_PIXELS)
     trunk = fit_whitened(first, WhitenedConfig(num_patches=NUM_PATCHES), seed=0)
     calibrate(trunk, first)
-    store = FeatureStore(platformdirs.user_cache_path("modulemesh") / "features")
     figures = {PATCHES: measured(store.features(trunk, train.images), store.features(trunk, test.images), RIDGE)}
     tell(f"pretrained features of {len(train)} images")
     variant = VARIANTS["ridge_quality"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-import equations
+import equations_continual
 import numpy as np
 import pytest
 import torch
@@ -293,7 +293,9 @@ def test_the_best_of_the_allowed_columns_is_the_answer(data: st.DataObject) -> N
     columns = [CLASSES.index(name) for name in allowed]
     answers = named_answers(torch.tensor(rows, dtype=torch.float64)[:, columns], allowed)
     assert answers is not None
-    assert accuracy(answers, labels) == pytest.approx(equations.masked_accuracy(rows, CLASSES, labels, allowed))
+    assert accuracy(answers, labels) == pytest.approx(
+        equations_continual.masked_accuracy(rows, CLASSES, labels, allowed)
+    )
 
 
 def test_a_row_without_any_score_is_no_answer() -> None:

@@ -2,7 +2,7 @@
 
 import json
 
-import equations
+import equations_continual
 import pytest
 import torch
 from hypothesis import given
@@ -28,9 +28,9 @@ def recorded(rows: list[list[float]]) -> AccuracyMatrix:
 @given(rows=square)
 def test_the_figures_follow_their_equations(rows: list[list[float]]) -> None:
     matrix = recorded(rows)
-    ratios = equations.retention(rows)
-    assert matrix.average_accuracy() == pytest.approx(equations.average_accuracy(rows))
-    assert matrix.forgetting() == pytest.approx(equations.forgetting(rows))
+    ratios = equations_continual.retention(rows)
+    assert matrix.average_accuracy() == pytest.approx(equations_continual.average_accuracy(rows))
+    assert matrix.forgetting() == pytest.approx(equations_continual.forgetting(rows))
     assert matrix.retention() == pytest.approx(ratios)
     assert matrix.mean_retention() == pytest.approx(sum(ratios) / len(ratios))
     assert matrix.least_retention() == pytest.approx(min(ratios))
@@ -111,11 +111,11 @@ def test_transfers_and_excess_forgetting_follow_their_equations(data: st.DataObj
     own, joint = data.draw(rows), data.draw(rows)
     untrained = data.draw(st.lists(shares, min_size=size, max_size=size))
     matrix = recorded(own)
-    assert matrix.backward_transfer() == pytest.approx(equations.backward_transfer(own))
+    assert matrix.backward_transfer() == pytest.approx(equations_continual.backward_transfer(own))
     assert matrix.forward_transfer(untrained, classes_grow=False) == pytest.approx(
-        equations.forward_transfer(own, untrained)
+        equations_continual.forward_transfer(own, untrained)
     )
-    assert matrix.excess_forgetting(recorded(joint)) == pytest.approx(equations.excess_forgetting(own, joint))
+    assert matrix.excess_forgetting(recorded(joint)) == pytest.approx(equations_continual.excess_forgetting(own, joint))
     assert matrix.excess_forgetting(matrix) == 0.0
 
 
@@ -164,7 +164,7 @@ def test_a_matrix_is_its_rows() -> None:
 
 @given(values=st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
 def test_mean_and_deviation_over_runs(values: list[float]) -> None:
-    mean, deviation = equations.mean_and_deviation(values)
+    mean, deviation = equations_continual.mean_and_deviation(values)
     found = spread(values)
     assert (found.mean, found.deviation, found.num_runs) == (pytest.approx(mean), pytest.approx(deviation), len(values))
 

@@ -1,6 +1,6 @@
 """Assessment: distances as the equation has them, verdicts per batch, and none where there is no ground for one."""
 
-import equations
+import equations_continual
 import pytest
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ def test_distances_are_those_of_the_equation_whatever_parts_the_statistics_came_
     asked = torch.cat([rows("new", 3, 2), rows("a", 3, 2)])
     found = MahalanobisScore(merged, ridge=1e-2).distances(asked)
     for row, distance in zip(asked.double().tolist(), found.tolist(), strict=True):
-        expected = equations.relative_mahalanobis(features.double().tolist(), labels, row, 1e-2)
+        expected = equations_continual.relative_mahalanobis(features.double().tolist(), labels, row, 1e-2)
         assert distance == pytest.approx(expected, rel=1e-9)
 
 

@@ -1,6 +1,7 @@
 """Methods to compare with: each descends the loss of its paper, and keeps what it says it keeps."""
 
 import equations
+import equations_continual
 import numpy as np
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_der_adds_the_distance_to_the_logits_that_were_and_the_loss_on_the_label
     assert first.item() == pytest.approx(equations.cross_entropy(module(INPUTS).tolist(), LABELS.tolist()), rel=1e-5)
     reservoir.keep(kept_inputs, kept_labels, kept_logits)
     outputs = module(kept_inputs).tolist()
-    expected = equations.derpp_loss(
+    expected = equations_continual.derpp_loss(
         (module(INPUTS).tolist(), LABELS.tolist()),
         (outputs, kept_logits.tolist()),
         (outputs, kept_labels.tolist()),
@@ -87,7 +88,7 @@ def test_ewc_holds_each_weight_as_much_as_it_matters() -> None:
     moved = torch.cat([value.detach().flatten() for value in module.parameters()])
     flat = torch.cat([value.flatten() for value in fisher.values()])
     expected = equations.cross_entropy(module(INPUTS).tolist(), LABELS.tolist())
-    expected += equations.ewc_penalty(3.0, flat.tolist(), moved.tolist(), held.tolist())
+    expected += equations_continual.ewc_penalty(3.0, flat.tolist(), moved.tolist(), held.tolist())
     assert objective.loss(module, (INPUTS, LABELS)).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -105,7 +106,7 @@ def test_lwf_goes_on_saying_of_old_classes_what_was_said() -> None:
     old, seen = (1, 3), (0, 1, 2, 3)
     loss = Remembered(old, seen, strength=0.5, temperature=2.0).loss(module, (INPUTS, LABELS, said))
     outputs = module(INPUTS).tolist()
-    expected = equations.lwf_loss((outputs, said.tolist()), LABELS.tolist(), old, seen, 0.5, 2.0)
+    expected = equations_continual.lwf_loss((outputs, said.tolist()), LABELS.tolist(), old, seen, 0.5, 2.0)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     # In the first task there is nothing to go on saying, and columns to come are no rivals.
     labels = torch.tensor([1, 3, 1, 1, 3])
@@ -118,7 +119,7 @@ def test_icarl_asks_old_columns_for_what_was_said_and_the_others_for_the_label()
     module, said = network(), drawn(B, C, name="said")
     targets = soft_targets(said, LABELS, [1, 3])
     loss = Sigmoids().loss(module, (INPUTS, LABELS, targets))
-    expected = equations.icarl_loss(module(INPUTS).tolist(), said.tolist(), LABELS.tolist(), (1, 3))
+    expected = equations_continual.icarl_loss(module(INPUTS).tolist(), said.tolist(), LABELS.tolist(), (1, 3))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -155,9 +156,9 @@ def test_means_and_shape_of_all_tasks_are_those_of_all_images_at_once(kind: str)
     rows = [row for part in parts for row in FourPixels()(part.images).tolist()]
     labels, h = [label for part in parts for label in part.labels], FourPixels()(asked)[0].tolist()
     expected = (
-        equations.nearest_mean(rows, labels, h)
+        equations_continual.nearest_mean(rows, labels, h)
         if kind == "nearest mean"
-        else equations.lda_scores(rows, labels, h, 0.1)
+        else equations_continual.lda_scores(rows, labels, h, 0.1)
     )
     scores = subject.scores(asked, ("a", "nobody", "b", "c"))[0].tolist()
     assert scores == pytest.approx([expected["a"], -torch.inf, expected["b"], expected["c"]], rel=1e-5)
@@ -180,16 +181,16 @@ def test_a_mixture_is_trained_on_its_own_likelihood_and_on_a_balanced_load() -> 
     module = form((D,), "abcd", torch_generator(0, "mixture"))
     assert isinstance(module, GatedNetwork)
     gate, log_p = module.parts(INPUTS)
-    expected = equations.balanced_mixture_loss(gate.tolist(), log_p.tolist(), LABELS.tolist(), 0.7)
+    expected = equations_continual.balanced_mixture_loss(gate.tolist(), log_p.tolist(), LABELS.tolist(), 0.7)
     loss = Balanced(0.7).loss(module, (INPUTS, LABELS))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
     assert all(value.grad is not None and bool(value.grad.any()) for value in module.parameters())
     # What it answers with is that likelihood: a distribution over all classes.
     assert torch.allclose(module(INPUTS).exp().sum(dim=1), torch.ones(B))
-    assert equations.balanced_mixture_loss(gate.tolist(), log_p.tolist(), LABELS.tolist(), 0.0) == pytest.approx(
-        -module(INPUTS)[torch.arange(B), LABELS].mean().item(), rel=1e-5
-    )
+    assert equations_continual.balanced_mixture_loss(
+        gate.tolist(), log_p.tolist(), LABELS.tolist(), 0.0
+    ) == pytest.approx(-module(INPUTS)[torch.arange(B), LABELS].mean().item(), rel=1e-5)
 
 
 def test_the_layers_before_the_classifier_are_the_networks_own() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from meshnode.errors import StateTooNew, StateUnreadable
 from meshnode.state import ledger as ledger_module
-from meshnode.state.ledger import SCHEMA_VERSION, Ledger
+from meshnode.state import schema
+from meshnode.state.ledger import Ledger
 from meshnode.state.rows import (
     ContributionRow,
     DecisionRow,
@@ -22,6 +23,7 @@ from meshnode.state.rows import (
     TaskRow,
     WithdrawalRow,
 )
+from meshnode.state.schema import SCHEMA_VERSION
 from protocol.errors import UnknownExpert
 from protocol.identifiers import Digest, ExpertUid, PeerId, digest_of
 
@@ -406,7 +408,7 @@ def test_a_ledger_whose_making_was_interrupted_is_made_again(
 ) -> None:
     path.touch()
     with monkeypatch.context() as patch:
-        patch.setattr(ledger_module, "_SCHEMA", (*ledger_module._SCHEMA[:steps], "interrupted"))
+        patch.setattr(schema, "_SCHEMA", (*schema._SCHEMA[:steps], "interrupted"))
         with pytest.raises(StateUnreadable):
             Ledger(path).open()
     with Ledger(path) as ledger:

@@ -1,16 +1,14 @@
 """The daemon's side of learning with a real worker: what it waits for, what it goes on with, what it measures."""
 
-import asyncio
 import math
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from mesh_in_memory import (
-    MESH,
     PIXELS,
     MemoryNode,
     announce_all,
@@ -20,6 +18,7 @@ from mesh_in_memory import (
     memory_nodes,
 )
 from successions import migrate
+from training_nodes import running, trainer_parts, until
 
 from experts.data.npz import save_task
 from experts.generators import torch_generator
@@ -30,10 +29,8 @@ from meshnode.settings.sections import TeacherSetting, TrainSection
 from meshnode.state.rows import Reached
 from meshnode.telemetry import Telemetry
 from meshnode.trainer import service as module
-from meshnode.trainer.parts import TrainerParts
 from meshnode.trainer.service import LEARNED, Trainer
 
-PATIENCE_S = 60.0
 SETTINGS = {"teacher_epochs": 2, "steps": 200, "round_steps": 50, "checkpoint_every": 0.001}
 
 
@@ -54,30 +51,9 @@ def data(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def learning(node: MemoryNode, folder: Path, settings: TrainSection) -> AsyncIterator[Trainer]:
-    parts = TrainerParts(
-        mesh=MESH,
-        state=node.state,
-        host=node.host,
-        contributions=node.contributions,
-        directory=node.directory,
-        replicas=node.replicas,
-        transport=node.transport,
-        key=node.key,
-        telemetry=Telemetry(),
-    )
-    trainer = Trainer(parts, settings, folder / "trainer", device="cpu", threads=1)
-    running = asyncio.create_task(trainer.run())
-    try:
+    trainer = Trainer(trainer_parts(node, Telemetry()), settings, folder / "trainer", device="cpu", threads=1)
+    async with running(trainer.run()):
         yield trainer
-    finally:
-        running.cancel()
-        await asyncio.wait([running])
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_gates_are_measured_once_there_is_nothing_to_learn_and_again_when_experts_change(
