@@ -55,10 +55,10 @@ def load_csv(path: Path, reading: ReadingConfig) -> ImageDataset:
         path_column = header.index("path")
         paths = tuple(row[path_column] for row in rows)
         return read_files(FileList(path.name, path.parent, paths, labels), reading)
-    return ImageDataset(_pixels(path, rows, label_column), labels)
+    return ImageDataset(_pixels(path, header, rows, label_column), labels)
 
 
-def _pixels(path: Path, rows: list[list[str]], label_column: int) -> NDArray[np.uint8]:
+def _pixels(path: Path, header: list[str], rows: list[list[str]], label_column: int) -> NDArray[np.uint8]:
     number = len(rows[0]) - 1
     grey, colour = math.isqrt(number), math.isqrt(number // 3)
     if number and grey**2 == number:
@@ -68,12 +68,24 @@ def _pixels(path: Path, rows: list[list[str]], label_column: int) -> NDArray[np.
     else:
         raise MalformedDataset(str(path), reason=f"{number} columns of pixels are no square, grey or in three colours")
     images = np.empty((len(rows), number), dtype=np.uint8)
+    columns = [column for column in range(len(header)) if column != label_column]
     for row_number, row in enumerate(rows):
-        try:
-            values = np.array([int(value) for column, value in enumerate(row) if column != label_column])
-        except (ValueError, OverflowError) as exc:
-            raise MalformedDataset(str(path), reason=f"row {row_number + 2}: {exc}") from exc
-        if values.min() < 0 or values.max() > 255:
-            raise MalformedDataset(str(path), reason=f"row {row_number + 2} has a pixel that is not in 0 to 255")
-        images[row_number] = values
+        pixels = [_pixel(row[column]) for column in columns]
+        if -1 in pixels:
+            column = columns[pixels.index(-1)]
+            reason = (
+                f"row {row_number + 2}: {row[column]!r} in column {header[column]!r} is no pixel, 0 to 255; "
+                "names of image files stand in a column path"
+            )
+            raise MalformedDataset(str(path), reason=reason)
+        images[row_number] = pixels
     return images.reshape(-1, *shape)
+
+
+def _pixel(text: str) -> int:
+    """-1 of what is none."""
+    try:
+        value = int(text)
+    except ValueError:
+        return -1
+    return value if 0 <= value <= 255 else -1

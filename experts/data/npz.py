@@ -1,4 +1,4 @@
-"""Task files: one data set in one ``.npz`` with the arrays ``images`` (uint8) and ``labels`` (text).
+"""Task files: one data set in one ``.npz`` with the arrays ``images`` (uint8) and ``labels`` (text, or integers).
 
 numpy's container of plain arrays (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html);
 arrays of objects, which numpy stores as pickles, are refused. Where images need no label, ``labels`` may be left out,
@@ -58,7 +58,11 @@ def load_task(path: Path) -> ImageDataset:
     missing = [name for name, array in (("images", images), ("labels", labels)) if array is None]
     if images is None or labels is None:
         raise MalformedDataset(str(path), reason=f"it has no array {' and no array '.join(missing)}")
-    return ImageDataset(images, _names(path, labels))
+    names = _names(path, labels)
+    try:
+        return ImageDataset(images, names)
+    except MalformedDataset as exc:
+        raise MalformedDataset(str(path), reason=str(exc)) from exc
 
 
 def load_partly_labelled(path: Path) -> PartlyLabelled:
@@ -93,6 +97,6 @@ def _read(path: Path) -> tuple[NDArray[np.uint8] | None, NDArray[np.str_] | None
 
 
 def _names(path: Path, labels: NDArray[np.str_]) -> tuple[str, ...]:
-    if labels.dtype.kind != "U" or labels.ndim != 1:
-        raise MalformedDataset(str(path), reason="labels are not a list of text")
+    if labels.dtype.kind not in "Uiu" or labels.ndim != 1:
+        raise MalformedDataset(str(path), reason="labels are not a list of text or integers, one for each image")
     return tuple(str(label) for label in labels)

@@ -168,7 +168,7 @@ IMAGES = np.zeros((1, 2, 2), np.uint8)
         npz(images=IMAGES, labels=np.array(["a"]))[:-30],
         npz(images=IMAGES),
         npz(labels=np.array(["a"])),
-        npz(images=IMAGES, labels=np.array([1])),
+        npz(images=IMAGES, labels=np.array([1.0])),
         npz(images=IMAGES, labels=np.array([["a"]])),
         npz(images=IMAGES, labels=np.array(["a"], dtype=object)),
         npz(images=IMAGES, labels=np.array(["a", "b"])),
@@ -180,6 +180,19 @@ def test_a_file_that_is_no_task_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "task.npz"
     path.write_bytes(data)
     with pytest.raises(MalformedDataset):
+        load_task(path)
+
+
+def test_integers_are_class_names_too(tmp_path: Path) -> None:
+    path = tmp_path / "task.npz"
+    path.write_bytes(npz(images=IMAGES[:1], labels=np.array([7], dtype=np.uint8)))
+    assert load_task(path).labels == ("7",)
+
+
+def test_what_is_wrong_with_arrays_is_told_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "task.npz"
+    path.write_bytes(npz(images=IMAGES[:1].astype(np.float32), labels=np.array(["a"])))
+    with pytest.raises(MalformedDataset, match=r"task\.npz.*uint8"):
         load_task(path)
 
 
@@ -225,7 +238,7 @@ def test_a_task_file_keeps_which_images_have_a_label(tmp_path: Path, labels: tup
         ({"labels": np.array(["a"])}, "no array images"),
         ({"images": IMAGES, "classes": np.array(["a", "b", "c"])}, "but classes"),
         ({"images": IMAGES, "labels": np.array(["a", ""])}, "2 labels for 3 images"),
-        ({"images": IMAGES, "labels": np.array([0, 1, 2])}, "not a list of text"),
+        ({"images": IMAGES, "labels": np.array([0.0, 1.0, 2.0])}, "not a list of text"),
         ({"images": IMAGES.astype(float)}, "not an array of uint8"),
     ],
 )

@@ -72,6 +72,21 @@ def test_the_documented_split(tmp_path: Path) -> None:
     assert len(orders) > 2
 
 
+def test_a_class_too_small_to_be_tested_is_named(tmp_path: Path) -> None:
+    labels = ("robin",) * 8 + ("tit",) * 8 + ("wren",)
+    save_task(tmp_path / "few.npz", ImageDataset(np.zeros((17, 8, 8), np.uint8), labels))
+    text = 'name = "few"\nkind = "class-incremental"\n[split]\nclasses_per_task = 1\ntrain = { npz = "few.npz" }\n'
+    with pytest.raises(MalformedScenario, match="'wren' has no image to test on"):
+        made(tmp_path, text)
+
+
+def test_who_reads_a_file_may_want_fewer_images_than_it_says(tmp_path: Path) -> None:
+    write_data(tmp_path)
+    (tmp_path / "scenario.toml").write_text(DOMAINS)
+    fewer = scenario_from_file(tmp_path / "scenario.toml", images_per_class=3)
+    assert len(fewer.tasks[0].train) == 9
+
+
 def test_the_page_names_every_scenario_and_where_every_set_is_had() -> None:
     for name in SCENARIO_NAMES:
         assert f"`{name}`" in PAGE
@@ -217,8 +232,9 @@ def test_a_table_of_pixels_is_square_images(
         ("label,p1\nx\n", "row 2 has 1 entries, where 2"),
         ("label,p1\n,3\n", "row 2 has no label"),
         ("label,p1\nx,3\ny,z\n", "row 3: "),
-        ("label,p1\nx,256\n", "row 2 has a pixel"),
-        ("label,p1\nx,-1\n", "row 2 has a pixel"),
+        ("label,p1\nx,256\n", "row 2: '256' in column 'p1'"),
+        ("label,file\nx,a.png\n", "'a.png' in column 'file' is no pixel.* column path"),
+        ("label,p1\nx,-1\n", "row 2: '-1'"),
         ("label,p1\nx,99999999999999999999999\n", "row 2"),
         ("label,p1\nx,1.5\n", "row 2: "),
         ("label,p1,p2\nx,1,2\n", "2 columns of pixels are no square"),

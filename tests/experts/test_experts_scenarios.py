@@ -169,6 +169,21 @@ def test_a_limited_scenario_has_the_first_images_of_each_task() -> None:
     assert limited.tasks[0].train.labels == split_fashion_mnist(FASHION).tasks[0].train.labels[:5]
 
 
+def test_fewer_images_are_of_every_class_in_turn_however_they_lie() -> None:
+    task = split_fashion_mnist(FASHION).tasks[0]
+    by_class = np.argsort(task.train.labels, kind="stable")
+    sorted_ = dataclasses.replace(task, train=task.train.select(by_class))
+    scenario = Scenario(name="x", kind="class-incremental", tasks=(sorted_,))
+    fewer = scenario.with_fewer(5, None)
+    (only,) = fewer.tasks
+    assert sorted(only.train.class_counts.values()) == [2, 3]
+    assert rows_of(only.train) <= rows_of(task.train)
+    assert len(only.test) == len(task.test)
+    assert scenario.with_fewer(10**6, 10**6).digest() == scenario.digest()
+    with pytest.raises(SettingOutOfRange, match="at least 2"):
+        scenario.with_fewer(1, None)
+
+
 def test_what_is_no_scenario_is_refused() -> None:
     task = split_fashion_mnist(FASHION).tasks[0]
     with pytest.raises(SettingOutOfRange):

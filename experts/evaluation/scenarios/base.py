@@ -12,6 +12,7 @@ tasks whatever it draws, and so does the next one.
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
@@ -117,6 +118,22 @@ class Scenario:
         )
         return dataclasses.replace(self, name=f"{self.name}, limited", tasks=tasks)
 
+    def with_fewer(self, train_images: int | None, test_images: int | None) -> "Scenario":
+        """The same with at most so many images a task, the first of each class in turn; None for all.
+
+        Raises:
+            SettingOutOfRange: If a task has more classes than it may have images.
+        """
+        most = max(len(task.classes) for task in self.tasks)
+        for name, images in (("train_images", train_images), ("test_images", test_images)):
+            if images is not None and images < most:
+                raise SettingOutOfRange(name, images, allowed=f"at least {most}, as many as a task has classes")
+        tasks = tuple(
+            dataclasses.replace(task, train=_fewer(task.train, train_images), test=_fewer(task.test, test_images))
+            for task in self.tasks
+        )
+        return dataclasses.replace(self, tasks=tasks)
+
     def digest(self) -> str:
         """sha256 over kind, order, names, images and labels: 64 lowercase hex characters; equal for equal tasks."""
         hashed = hashlib.sha256(repr((self.kind, len(self.tasks))).encode())
@@ -126,6 +143,17 @@ class Scenario:
                 hashed.update(repr((part.images.shape, part.labels)).encode())
                 hashed.update(np.ascontiguousarray(part.images).data)
         return hashed.hexdigest()
+
+
+def _fewer(part: ImageDataset, most: int | None) -> ImageDataset:
+    if most is None or most >= len(part):
+        return part
+    seen: Counter[str] = Counter()
+    turns = []
+    for row, label in enumerate(part.labels):
+        turns.append((seen[label], row))
+        seen[label] += 1
+    return part.select(sorted(row for _, row in sorted(turns)[:most]))
 
 
 def shuffled(items: Collection[str] | range, order: int, purpose: str) -> list[int]:

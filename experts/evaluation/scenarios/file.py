@@ -90,6 +90,7 @@ def scenario_from_file(
     path: Path,
     *,
     order: int = 0,
+    images_per_class: int | None = None,
     cache: Path | None = None,
     on_progress: Callable[[ReadingProgress], None] | None = None,
 ) -> Scenario:
@@ -99,6 +100,7 @@ def scenario_from_file(
         path: The TOML file.
         order: Of the tasks, or with a split of the classes: 0 is that of the file or of the names, another number
             another one.
+        images_per_class: In place of what the file says, if it is not None.
         cache: As in `ReadingConfig`.
         on_progress: Likewise.
     Raises:
@@ -108,7 +110,9 @@ def scenario_from_file(
     """
     said = _read(path)
     given = ReadingConfig() if said.pixels is None else ReadingConfig(pixels=said.pixels)
-    reading = dataclasses.replace(given, images_per_class=said.images_per_class, cache=cache, on_progress=on_progress)
+    reading = dataclasses.replace(
+        given, images_per_class=images_per_class or said.images_per_class, cache=cache, on_progress=on_progress
+    )
 
     def load(train: _Source, test: _Source | None) -> Parts:
         whole = _load(path.parent, train, reading)
@@ -127,7 +131,11 @@ def scenario_from_file(
         # What two tasks mean by one name is one class only where nobody is told which task is asked about.
         named = _named_by_task(parts) if said.kind == "task-incremental" else parts
         return collected(said.name, said.kind, named, order=order)
-    return _split(said, said.split, parts[said.name], order)
+    train, test = parts[said.name]
+    if untested := [name for name in train.classes if name not in test.classes]:
+        reason = f"class {untested[0]!r} has no image to test on: it has too few to hold some out, or give a test part"
+        raise MalformedScenario(str(path), reason=reason)
+    return _split(said, said.split, (train, test), order)
 
 
 def _split(said: _File, split: _Split, parts: Parts, order: int) -> Scenario:
