@@ -18,12 +18,12 @@ from experts.evaluation.baselines.continual_learner import ContinualMethod, Labe
 from experts.evaluation.baselines.joint import JointBaseline
 from experts.evaluation.baselines.task_networks import TaskNetworks
 from experts.evaluation.features import FeatureStore
-from experts.evaluation.inputs import Inputs, PixelInputs
+from experts.evaluation.inputs import Inputs
 from experts.evaluation.networks import reference_cnn
 from experts.evaluation.scenarios.base import Scenario
 from experts.evaluation.scenarios.registry import make_scenario
 from experts.evaluation.suite.methods import learner_config
-from experts.evaluation.suite.networks import head_setup, to_the_end
+from experts.evaluation.suite.networks import head_setup, pixel_inputs, to_the_end
 from experts.evaluation.suite.trunk import trunk_inputs
 from experts.evaluation.training import TrainingConfig
 
@@ -78,12 +78,10 @@ def _joint(scenario: Scenario, inputs: Inputs, seed: int, _: Sizes) -> Baseline:
 
 
 def _cnns(scenario: Scenario, _: Inputs, seed: int, sizes: Sizes) -> Baseline:
-    images = scenario.tasks[0].train
-    pixels = PixelInputs(channels=images.channels, pixels=images.images.shape[1])
     config = TrainingConfig(
         epochs=sizes.epochs, batch_size=CNN_TRAINING.batch_size, lr=CNN_TRAINING.lr, optimizer=CNN_TRAINING.optimizer
     )
-    return TaskNetworks(pixels, reference_cnn, config, seed=seed)
+    return TaskNetworks(pixel_inputs(scenario), reference_cnn, config, seed=seed)
 
 
 ROWS = {

@@ -12,8 +12,8 @@ import argparse
 import functools
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,26 @@ import platformdirs
 import torch
 from bench_document import RESULTS, bench_document, say, write_document
 from bench_scenarios_plot import draw
-from bench_scenarios_targets import PROTOCOL, PROTOCOLS, ROTATED_DRAWS, ROTATED_PROTOCOL, SGD_SEEDS, targets_of
+from bench_scenarios_targets import (
+    PROTOCOL,
+    PROTOCOLS,
+    ROTATED_AS_HARD,
+    ROTATED_DRAWS,
+    ROTATED_PROTOCOL,
+    SEEDS,
+    as_hard,
+    targets_of,
+)
 
 from experts.data.dataset import ImageDataset
 from experts.data.named import load_named
 from experts.evaluation.features import FeatureStore
 from experts.evaluation.inputs import TrunkInputs
-from experts.evaluation.runner import RunResult, kept_run, run_scenario, untrained_row
 from experts.evaluation.scenarios.base import Scenario
 from experts.evaluation.scenarios.registry import make_scenario
-from experts.evaluation.suite.figures import row_figures
 from experts.evaluation.suite.method import Method
 from experts.evaluation.suite.methods import EXPERT_STEPS, on_features, on_pixels, published, same_bytes
+from experts.evaluation.suite.table import MethodTable
 from experts.evaluation.suite.trunk import trunk_inputs
 from meshnode.datasets import find_dataset
 from meshnode.errors import ExitCode
@@ -59,8 +67,12 @@ def main(arguments: Sequence[str]) -> int:
     """Run the script; returns its exit code."""
     options = _parse(arguments)
     torch.set_num_threads(1)
-    runs = {name: _run_all(name, options) for name in options.only}
-    document = _document(runs, options)
+    studies: dict[str, _Study] = {}
+    for name in options.only:
+        studies[name] = _run_all(name, options)
+        if name == ROTATED_PROTOCOL and not options.quick:
+            studies |= _as_hard(studies[name].table, options)
+    document = _document(studies, options)
     if options.write:
         draw(document, write_document(document, "bench_scenarios").with_suffix(".png"))
     print(json.dumps(document, indent=2) if options.json else _table(document))
@@ -86,45 +98,49 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _run_all(name: str, options: argparse.Namespace) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Study:
+    """What one scenario gave."""
+
+    table: MethodTable
+    sgd_task_accuracy: list[float]
+    """Of `SEEDS` runs, on the protocol in label order; elsewhere none."""
+    draw: int | None = None
+    """Of angles, where there is one alone."""
+
+
+def _run_all(name: str, options: argparse.Namespace) -> _Study:
     """All methods on all orders of one scenario."""
     store = FeatureStore(platformdirs.user_cache_path("modulemesh") / "features")
-    results: dict[str, list[RunResult]] = {}
-    untrained: dict[str, list[tuple[float, ...]]] = {}
-    methods: list[Method] = []
+    table = MethodTable(terms=(TAP, str(PIXELS)), folder=options.resume, tell=say)
     draws = ROTATED_DRAWS if name == ROTATED_PROTOCOL and not options.quick else options.runs
     for number in range(draws):
         scenario = make_scenario(name, load, order=0 if name == PROTOCOL else number)
         if options.quick:
             scenario = scenario.limited(QUICK_TRAIN, QUICK_TEST)
-        if name in PROTOCOLS:
-            inputs = None
-        else:
-            say(f"{name}, order {number}: features")
-            inputs = trunk_inputs(scenario, store, tap=TAP, pixels=PIXELS)
+        say(f"{name}, order {number}")
+        inputs = None if name in PROTOCOLS else trunk_inputs(scenario, store, tap=TAP, pixels=PIXELS)
         methods = _methods(scenario, inputs, options)
-        for method in methods:
-            if method.name == "SGD":
-                untrained.setdefault(method.input, []).append(untrained_row(method.make(number), scenario))
-        for method in methods:
-            results.setdefault(method.row, []).append(_run(method, scenario, number, options.resume))
-        if inputs is not None and "routed experts, trunk" in results:
-            kept_bytes = results["routed experts, trunk"][number].costs[-1].kept_bytes
-            beside = same_bytes(scenario, inputs, kept_bytes)
-            for method in beside:
-                results.setdefault(method.row, []).append(_run(method, scenario, number, options.resume))
-            methods += beside
-    sgd_runs = list(results["SGD, pixels"]) if name == PROTOCOL and "SGD, pixels" in results else []
+        beside = None if inputs is None else functools.partial(same_bytes, scenario, inputs)
+        table.run_order(scenario, methods, number, same_bytes=beside)
+    sgd_runs = list(table.runs.get("SGD, pixels", ())) if name == PROTOCOL else []
     if sgd_runs:
-        sgd_runs += [_run(methods[0], scenario, seed, options.resume) for seed in range(options.runs, SGD_SEEDS)]
-    return {
-        "results": results,
-        "sgd_task_accuracy": [100 * run.task_matrix.average_accuracy() for run in sgd_runs],
-        "untrained": untrained,
-        "grows": scenario.kind == "class-incremental",
-        "kind": scenario.kind,
-        "settings": {method.row: method.settings for method in methods},
-    }
+        sgd_runs += [table.run(methods[0], scenario, seed) for seed in range(options.runs, SEEDS)]
+    return _Study(table, [100 * run.task_matrix.average_accuracy() for run in sgd_runs])
+
+
+def _as_hard(draws: MethodTable, options: argparse.Namespace) -> dict[str, _Study]:
+    """The rotated protocol on one draw with many seeds, the last step of a rate of .2 being worth some points."""
+    sgd_runs = draws.runs.get("SGD, pixels", ())
+    if not sgd_runs:
+        return {}
+    draw = as_hard([100 * run.matrix.average_accuracy() for run in sgd_runs])
+    scenario = make_scenario(ROTATED_PROTOCOL, load, order=draw)
+    table = MethodTable(terms=(TAP, str(PIXELS)), folder=options.resume, tell=say)
+    for seed in range(SEEDS):
+        say(f"{ROTATED_PROTOCOL}, draw {draw}, seed {seed}")
+        table.run_order(scenario, _methods(scenario, None, options), seed)
+    return {ROTATED_AS_HARD: _Study(table, [], draw=draw)}
 
 
 def _methods(scenario: Scenario, inputs: TrunkInputs | None, options: argparse.Namespace) -> list[Method]:
@@ -132,22 +148,13 @@ def _methods(scenario: Scenario, inputs: TrunkInputs | None, options: argparse.N
     if inputs is None:
         methods = published(scenario)
     else:
-        methods = on_pixels(scenario)
-        methods += on_features(scenario, inputs, expert_steps=QUICK_STEPS if options.quick else EXPERT_STEPS)
+        steps = QUICK_STEPS if options.quick else EXPERT_STEPS
+        methods = on_pixels(scenario, expert_steps=steps) + on_features(scenario, inputs, expert_steps=steps)
     if options.methods is None:
         return methods
     chosen = [method for method in methods if method.row in options.methods]
     read = {method.input for method in chosen}
     return [method for method in methods if method in chosen or (method.name == "joint" and method.input in read)]
-
-
-def _run(method: Method, scenario: Scenario, seed: int, folder: Path | None) -> RunResult:
-    terms = (scenario.digest(), method.input, method.name, method.settings, str(seed), TAP, str(PIXELS))
-    began_s = time.perf_counter()
-    result = kept_run(folder, terms, lambda: run_scenario(method.make(seed), scenario))
-    accuracy, took_s = 100 * result.matrix.average_accuracy(), time.perf_counter() - began_s
-    say(f"{scenario.name}, seed {seed}: {method.name}, {method.input}: {accuracy:.1f} in {took_s:.1f} s")
-    return result
 
 
 @functools.cache
@@ -156,13 +163,9 @@ def load(name: str) -> tuple[ImageDataset, ImageDataset]:
     return load_named(name, find_dataset(name))
 
 
-def _document(runs: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    matrices: dict[str, Any] = {}
-    for name, run in runs.items():
-        figures[name] = {row: _figures(row, run) for row in run["results"]}
-        matrices[name] = {row: [result.matrix.rows() for result in results] for row, results in run["results"].items()}
-    sgd_task = [accuracy for run in runs.values() for accuracy in run["sgd_task_accuracy"]]
+def _document(studies: Mapping[str, _Study], options: argparse.Namespace) -> dict[str, Any]:
+    figures = {name: study.table.figures() for name, study in studies.items()}
+    sgd_task = [accuracy for study in studies.values() for accuracy in study.sgd_task_accuracy]
     targets = targets_of(figures, sgd_task)
     words = ["python scripts/bench_scenarios.py", *(["--quick"] if options.quick else [])]
     words += [f"--runs {options.runs}"] if not options.quick and options.runs != 3 else []
@@ -170,21 +173,15 @@ def _document(runs: Mapping[str, Any], options: argparse.Namespace) -> dict[str,
     words += [f"--methods {' '.join(map(repr, options.methods))}"] if options.methods else []
     measured = {
         "trunk": {"tap": TAP, "pixels": PIXELS},
-        "settings": {name: run["settings"] for name, run in runs.items()},
-        "untrained": {name: run["untrained"] for name, run in runs.items()},
+        "settings": {name: study.table.settings for name, study in studies.items()},
+        "untrained": {name: study.table.untrained for name, study in studies.items()},
         "sgd_task_accuracy": sgd_task,
-        "accuracy_matrices": matrices,
+        "draw": {name: study.draw for name, study in studies.items() if study.draw is not None},
+        "accuracy_matrices": {name: study.table.accuracy_matrices() for name, study in studies.items()},
     }
-    most = max(len(results) for run in runs.values() for results in run["results"].values())
+    most = max(len(runs) for study in studies.values() for runs in study.table.runs.values())
     seeds = range(max(most, len(sgd_task)))
     return bench_document(" ".join(words), seeds, figures, targets=targets, measured=measured, digits=4)
-
-
-def _figures(row: str, run: Mapping[str, Any]) -> dict[str, Any]:
-    """One row's."""
-    kind = row.rpartition(", ")[2]
-    joints, untrained = run["results"][f"joint, {kind}"], run["untrained"].get(kind)
-    return row_figures(run["results"][row], joints, untrained, classes_grow=run["grows"])
 
 
 def _table(document: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 __all__ = ["draw"]
 
 FAMILIES = (
-    (("pixels",), "network on pixels", "#9a9a9a"),
+    (("pixels",), "on raw pixels", "#9a9a9a"),
     (("router",), "router alone", "#e08214"),
     (("routed",), "routed experts", "#b2182b"),
     (("nearest mean", "SLDA", "projected ridge"), "solved on the trunk's features", "#5aae61"),
@@ -24,7 +24,7 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot  # noqa: PLC0415
 
     figures = document["figures"]
-    figure, axes = pyplot.subplots(3, 3, figsize=(19, 21), layout="constrained")
+    figure, axes = pyplot.subplots(4, 3, figsize=(19, 28), layout="constrained")
     panels = list(axes.flat)
     for panel, (name, rows) in zip(panels, figures.items(), strict=False):
         _accuracies(panel, name, rows, _references(document["targets"], name))

@@ -21,22 +21,16 @@ import torch
 from bench_document import RESULTS, bench_document, say, write_document
 from bench_scenarios import PIXELS, QUICK_TEST, QUICK_TRAIN, TAP, load
 
+from experts.evaluation.baselines.network import NetworkSetup
 from experts.evaluation.features import FeatureStore
 from experts.evaluation.inputs import TrunkInputs
 from experts.evaluation.runner import kept_run, run_scenario
-from experts.evaluation.scenarios.base import Scenario
+from experts.evaluation.scenarios.base import Kind, Scenario
 from experts.evaluation.scenarios.registry import make_scenario
-from experts.evaluation.suite.method import Method
+from experts.evaluation.suite.method import Input, Method
 from experts.evaluation.suite.methods import EXPERT_HIDDEN, EXPERT_STEPS, on_features, routed
-from experts.evaluation.suite.networks import (
-    SAME_BYTES,
-    TUNED,
-    Settings,
-    head_setup,
-    joint,
-    network_method,
-    to_the_end,
-)
+from experts.evaluation.suite.networks import head_setup, joint, network_method, pixel_setup, to_the_end
+from experts.evaluation.suite.settings import SAME_BYTES, TUNED, Settings
 from experts.evaluation.suite.trunk import trunk_inputs
 from meshnode.errors import ExitCode
 
@@ -45,8 +39,8 @@ SEED = 0
 WITHIN = 0.5
 """Points."""
 
-SCENARIOS = ("split-fashion-mnist", "rotated-fashion-mnist")
-"""What learns from a stream is tuned on the first, experts and the joint network on either."""
+SCENARIOS = ("split-fashion-mnist", "rotated-fashion-mnist", "four-sets")
+"""One a kind, which others of the kind take over."""
 
 BUDGET = 6
 """Settings that a method is given, at most."""
@@ -54,31 +48,73 @@ BUDGET = 6
 SAME_ITEMS = 1000
 """Kept by `SAME_BYTES` here, about as many as there."""
 
-_BY_RATE = [Settings(lr=rate) for rate in (0.001, 0.003, 0.01, 0.03, 0.1, 0.2)]
-_DARK = [
-    Settings(lr=rate, alpha=alpha, beta=beta, replay_size=size)
-    for rate, (alpha, beta, size) in itertools.product((0.03, 0.1), ((0.2, 1.0, 10), (0.2, 1.0, 32), (0.5, 0.5, 32)))
-]
+
+def _by_rate(*rates: float) -> list[Settings]:
+    return [Settings(lr=rate) for rate in rates]
+
+
+def _by_strength(rates: Sequence[float], strengths: Sequence[float]) -> list[Settings]:
+    return [Settings(lr=rate, strength=strength) for rate, strength in itertools.product(rates, strengths)]
+
+
+def _dark(*rates: float) -> list[Settings]:
+    weights = ((0.2, 1.0, 10), (0.2, 1.0, 32), (0.5, 0.5, 32))
+    return [
+        Settings(lr=rate, alpha=alpha, beta=beta, replay_size=size)
+        for rate, (alpha, beta, size) in itertools.product(rates, weights)
+    ]
+
+
+def _distilled(*rates: float) -> list[Settings]:
+    return [Settings(lr=rate, alpha=alpha) for rate, alpha in itertools.product(rates, (0.0, 0.2))]
+
+
 CANDIDATES: Mapping[str, Sequence[Settings]] = {
-    "SGD": _BY_RATE,
-    "EWC": [Settings(lr=rate, strength=s) for rate, s in itertools.product((0.003, 0.01), (300.0, 1000.0, 3000.0))],
-    "LwF": [Settings(lr=rate, strength=s) for rate, s in itertools.product((0.0001, 0.0003, 0.001), (1.0, 3.0))],
-    "iCaRL 200": [Settings(lr=rate) for rate in (0.03, 0.1, 0.3, 1.0, 2.0, 4.0)],
-    "iCaRL 500": [Settings(lr=rate) for rate in (0.03, 0.1, 0.3, 1.0, 2.0, 4.0)],
-    "ER 200": _BY_RATE,
-    "ER 500": _BY_RATE,
-    "DER++ 200": _DARK,
-    "DER++ 500": _DARK,
-    SAME_BYTES: _DARK,
-    "monolithic distillation": [
-        Settings(lr=rate, alpha=alpha) for rate, alpha in itertools.product((0.0003, 0.001, 0.003), (0.0, 0.2))
-    ],
-    "mixture of experts": [
-        Settings(lr=rate, strength=s) for rate, s in itertools.product((0.01, 0.03), (0.1, 0.3, 1.0))
-    ],
+    "SGD": _by_rate(0.001, 0.003, 0.01, 0.03, 0.1, 0.2),
+    "EWC": _by_strength((0.003, 0.01), (300.0, 1000.0, 3000.0)),
+    "LwF": _by_strength((0.0001, 0.0003, 0.001), (1.0, 3.0)),
+    "iCaRL 200": _by_rate(0.03, 0.1, 0.3, 1.0, 2.0, 4.0),
+    "iCaRL 500": _by_rate(0.03, 0.1, 0.3, 1.0, 2.0, 4.0),
+    "ER 200": _by_rate(0.001, 0.003, 0.01, 0.03, 0.1, 0.2),
+    "ER 500": _by_rate(0.001, 0.003, 0.01, 0.03, 0.1, 0.2),
+    "DER++ 200": _dark(0.03, 0.1),
+    "DER++ 500": _dark(0.03, 0.1),
+    SAME_BYTES: _dark(0.03, 0.1),
+    "monolithic distillation": _distilled(0.0003, 0.001, 0.003),
+    "mixture of experts": _by_strength((0.01, 0.03), (0.1, 0.3, 1.0)),
 }
-"""What each method that learns from a stream is given; what it is run with, `TUNED`, is among them. Where the best
-of six stood at an edge, the six were moved once."""
+"""What each method that learns from a stream is given, on the trunk where tasks bring new classes; what it is run with,
+`TUNED`, is among them. Where the best of six stood at an edge, the six were moved once."""
+
+ELSEWHERE: Mapping[tuple[Input, Kind], Mapping[str, Sequence[Settings]]] = {
+    ("pixels", "domain-incremental"): {
+        "EWC": _by_strength((0.01, 0.03), (1.0, 10.0, 100.0)),
+        "LwF": _by_strength((0.01, 0.03), (1.0, 3.0, 10.0)),
+        SAME_BYTES: _dark(0.1, 0.2),
+        "monolithic distillation": _distilled(0.003, 0.01, 0.03),
+    },
+    ("pixels", "task-incremental"): {
+        "EWC": _by_strength((0.03, 0.1), (30.0, 100.0, 300.0)),
+        "LwF": _by_strength((0.01, 0.03), (0.1, 0.3, 1.0)),
+        "monolithic distillation": _distilled(0.003, 0.01, 0.03),
+        "mixture of experts": _by_strength((0.003, 0.01), (0.03, 0.1, 0.3)),
+    },
+    ("trunk", "domain-incremental"): {
+        "EWC": _by_strength((0.01, 0.03), (30.0, 100.0, 300.0)),
+        "LwF": _by_strength((0.003, 0.01), (1.0, 3.0, 10.0)),
+        "DER++ 500": _dark(0.1, 0.2),
+        SAME_BYTES: _dark(0.1, 0.2),
+        "monolithic distillation": _distilled(0.003, 0.01, 0.03),
+        "mixture of experts": _by_strength((0.03, 0.1), (0.03, 0.1, 0.3)),
+    },
+    ("trunk", "task-incremental"): {
+        "EWC": _by_strength((0.01, 0.03), (1.0, 10.0, 100.0)),
+        "LwF": _by_strength((0.003, 0.01), (0.03, 0.1, 0.3)),
+        "monolithic distillation": _distilled(0.003, 0.01, 0.03),
+        "mixture of experts": _by_strength((0.03, 0.1), (0.03, 0.1, 0.3)),
+    },
+}
+"""Other candidates, where old classes come again or old tasks are told: what holds a network still is to hold less."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -98,7 +134,7 @@ def main(arguments: Sequence[str]) -> int:
         scenario, inputs = _held_out(name, quick=options.quick)
         best: dict[str, float] = {}
         for candidate, method, is_chosen in _candidates(scenario, inputs):
-            row = f"{name}: {method.name}"
+            row = f"{name}: {method.row}"
             terms = (scenario.digest(), method.input, method.name, method.settings, str(SEED), TAP, str(PIXELS))
             result = kept_run(options.resume, terms, functools.partial(run_scenario, method.make(SEED), scenario))
             accuracy = 100 * result.matrix.average_accuracy()
@@ -133,21 +169,28 @@ def _candidates(scenario: Scenario, inputs: TrunkInputs) -> list[tuple[str, Meth
     hidden = EXPERT_HIDDEN[scenario.kind]
     setup, end = head_setup(scenario, inputs), to_the_end(scenario)
     methods = [
-        (f"{units} units, {steps} steps", routed(scenario, inputs, units, steps))
+        (f"{units} units, {steps} steps", routed("trunk", scenario, inputs, units, steps))
         for units, steps in ((hidden, EXPERT_STEPS // 2), (hidden, EXPERT_STEPS), (2 * hidden, EXPERT_STEPS))
     ]
     upper = [dataclasses.replace(end, lr=rate) for rate in (0.0003, 0.001, 0.003, 0.01)]
     upper += [dataclasses.replace(end, optimizer="sgd", lr=rate) for rate in (0.05, 0.1)]
     methods += [(f"{config.optimizer} at {config.lr:g}", joint("trunk", setup, config)) for config in upper]
     chosen = {method.name: method.settings for method in on_features(scenario, inputs)}
-    candidates = []
-    if scenario.kind == "class-incremental":
-        for name, given in CANDIDATES.items():
-            assert len(given) <= BUDGET, "a method is given more than the others"
-            for settings in given:
-                method = network_method(name, "trunk", setup, scenario, settings, capacity=SAME_ITEMS)
-                candidates.append((_words(settings), method, settings == TUNED[name]))
+    candidates = _streamed("trunk", setup, scenario)
+    if scenario.kind != "class-incremental":  # on pixels these have what is published
+        candidates += _streamed("pixels", pixel_setup(scenario), scenario)
     return [*candidates, *((words, method, method.settings == chosen[method.name]) for words, method in methods)]
+
+
+def _streamed(kind: Input, setup: NetworkSetup, scenario: Scenario) -> list[tuple[str, Method, bool]]:
+    """Of the methods that learn from a stream."""
+    candidates = []
+    for name, given in {**CANDIDATES, **ELSEWHERE.get((kind, scenario.kind), {})}.items():
+        assert len(given) <= BUDGET, "a method is given more than the others"
+        for settings in given:
+            method = network_method(name, kind, setup, scenario, settings, capacity=SAME_ITEMS)
+            candidates.append((_words(settings), method, settings == TUNED[scenario.kind][kind][name]))
+    return candidates
 
 
 def _words(settings: Settings) -> str:

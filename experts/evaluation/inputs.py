@@ -1,10 +1,11 @@
-"""What a network of the evaluation is fed: raw pixels, or the features of a frozen trunk.
+"""What a method of the evaluation is fed: raw pixels, or the features of a frozen trunk.
 
 The second is the fair comparison with routed experts, which stand on the same trunk.
 
 Legend: N images, D feature, C channel, P pixels of a side.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -16,7 +17,7 @@ from experts.evaluation.cost import count_flops
 from experts.trunk.base import Trunk, features_of
 from experts.trunk.images import prepare_images
 
-__all__ = ["Inputs", "PixelInputs", "TrunkInputs"]
+__all__ = ["FlatPixelInputs", "Inputs", "PixelInputs", "TrunkInputs"]
 
 
 class Inputs(ABC):
@@ -51,6 +52,23 @@ class PixelInputs(Inputs):
     def __call__(self, images: NDArray[np.uint8]) -> torch.Tensor:
         """The prepared images."""
         return prepare_images(images, self.shape[0], self.shape[1])
+
+
+class FlatPixelInputs(Inputs):
+    """The same pixels in one row, ``(N, D)``, D = C P P, for what is built on features and is to do without a trunk."""
+
+    def __init__(self, pixels: PixelInputs) -> None:
+        """
+        Args:
+            pixels: Which.
+        """
+        self._pixels = pixels
+        self.shape = (math.prod(pixels.shape),)
+        self.flops_per_image = pixels.flops_per_image
+
+    def __call__(self, images: NDArray[np.uint8]) -> torch.Tensor:
+        """The prepared images, flattened."""
+        return self._pixels(images).flatten(start_dim=1)
 
 
 class TrunkInputs(Inputs):

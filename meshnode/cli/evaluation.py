@@ -33,7 +33,8 @@ def evaluation(  # noqa: PLR0913  # a parameter an option
         typer.Option(metavar="NAME", help="One of the methods, such as EWC; may be repeated. All if none is given."),
     ] = None,
     on: Annotated[
-        _On, typer.Option(metavar="trunk|pixels|both", help="What networks are fed; ours stand on the trunk.")
+        _On,
+        typer.Option(metavar="trunk|pixels|both", help="What methods are fed: a frozen trunk's features, raw pixels."),
     ] = _On.TRUNK,
     runs: Annotated[
         int, typer.Option(min=1, max=1000, metavar="N", help="Orders of the classes or tasks, each with its seed.")
@@ -43,6 +44,9 @@ def evaluation(  # noqa: PLR0913  # a parameter an option
     images_per_class: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Image files that are read of each class, at most.")
     ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="First try six rates for each network on held-out training images.")
+    ] = False,
     tap: Annotated[str, typer.Option(metavar="TAP", help="Where EfficientNet-Lite0 is cut to be the trunk.")] = "B4",
     pixels: Annotated[int, typer.Option(min=16, max=512, metavar="N", help="A side of the trunk's input.")] = 64,
     data: Annotated[
@@ -75,6 +79,7 @@ def evaluation(  # noqa: PLR0913  # a parameter an option
         train_images=train,
         test_images=test,
         images_per_class=images_per_class,
+        tune=tune,
         tap=tap,
         pixels=pixels,
         data=data,
@@ -84,6 +89,11 @@ def evaluation(  # noqa: PLR0913  # a parameter an option
     except KeyboardInterrupt:
         session.output.note(f"Interrupted: finished runs are in {out / 'runs'}, and the same line goes on from them.")
         raise
+    for row, number in done.document["measured"]["constant_runs"][plan.name].items():
+        session.output.note(
+            f"{row}: {number} of {runs} runs ended with one answer to every image: its settings do not suit this data."
+            + ("" if tune else " `--tune` looks for a rate that does.")
+        )
     document = {
         "schema": "meshnode.eval/1",
         "scenario": plan.name,

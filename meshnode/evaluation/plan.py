@@ -15,7 +15,7 @@ from experts.evaluation.scenarios.file import scenario_from_file
 from experts.evaluation.scenarios.registry import SCENARIO_NAMES, make_scenario
 from experts.evaluation.suite.method import Method
 from experts.evaluation.suite.methods import METHOD_NAMES, ROUTED, on_features, on_pixels
-from experts.evaluation.suite.networks import SAME_BYTES
+from experts.evaluation.suite.settings import SAME_BYTES, Given
 from meshnode.datasets import load_dataset
 from meshnode.errors import UnknownName
 
@@ -47,6 +47,8 @@ class Plan:
     """Where EfficientNet-Lite0 is cut to be the trunk."""
     pixels: int = 64
     """A side of the trunk's input, and of image files."""
+    tune: bool = False
+    """Whether rates of networks are chosen on held-out training images of the first order."""
     data: Path | None = None
     """A folder that has a folder for each public data set that a user has to get; None for the usual place."""
 
@@ -77,7 +79,13 @@ class Plan:
         """
         if self.is_file:
             cache = platformdirs.user_cache_path("modulemesh") / "images"
-            scenario = scenario_from_file(Path(self.scenario), order=order, cache=cache, on_progress=on_progress)
+            scenario = scenario_from_file(
+                Path(self.scenario),
+                order=order,
+                images_per_class=self.images_per_class,
+                cache=cache,
+                on_progress=on_progress,
+            )
         else:
             scenario = make_scenario(
                 self.scenario,
@@ -90,23 +98,27 @@ class Plan:
                 ),
                 order=order,
             )
-        if self.train_images is None and self.test_images is None:
-            return scenario
-        most = max(len(part) for task in scenario.tasks for part in (task.train, task.test))
-        return scenario.limited(self.train_images or most, self.test_images or most)
+        return scenario.with_fewer(self.train_images, self.test_images)
 
-    def chosen(self, scenario: Scenario, inputs: Inputs | None) -> list[Method]:
+    def chosen(self, scenario: Scenario, inputs: Inputs | None, given: Given | None = None) -> list[Method]:
         """The methods on this scenario.
 
         Args:
             inputs: The trunk's features; None if no method is to stand on a trunk.
+            given: Settings of the networks; None for those of the benchmark.
         """
-        methods = on_pixels(scenario) if self.on != "trunk" else []
+        methods = on_pixels(scenario, given=given) if self.on != "trunk" else []
         if inputs is not None:
-            methods += on_features(scenario, inputs)
+            methods += on_features(scenario, inputs, given=given)
+        return [method for method in methods if method.name in self.wanted]
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """Names of the methods that are run."""
+        if not self.methods:
+            return frozenset(METHOD_NAMES)
         # What keeps as many bytes as experts do has to be told how many these are.
-        wanted = {*self.methods, *([ROUTED] if SAME_BYTES in self.methods else [])}
-        return [method for method in methods if not wanted or method.name in wanted]
+        return frozenset((*self.methods, *([ROUTED] if SAME_BYTES in self.methods else [])))
 
 
 def _near(name: str, known: Sequence[str]) -> str | None:

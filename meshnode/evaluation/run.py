@@ -1,10 +1,11 @@
 """Methods run on a scenario, order after order; finished runs are kept, and so are the figures and a report of them."""
 
+import contextlib
 import json
 import shlex
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,28 @@ import torch
 
 from experts.data.image_files import ReadingProgress
 from experts.errors import ExpertsError
+from experts.evaluation.baselines.network import NetworkSetup
 from experts.evaluation.features import FeatureStore
 from experts.evaluation.inputs import TrunkInputs
-from experts.evaluation.runner import RunProgress, RunResult, kept_run, run_scenario, untrained_row
-from experts.evaluation.scenarios.base import Kind, Scenario
-from experts.evaluation.suite.figures import row_figures
-from experts.evaluation.suite.method import Method
-from experts.evaluation.suite.methods import ROUTED, same_bytes
-from experts.evaluation.suite.networks import SAME_BYTES
+from experts.evaluation.scenarios.base import Scenario
+from experts.evaluation.suite.method import Input, Method
+from experts.evaluation.suite.methods import same_bytes
+from experts.evaluation.suite.networks import head_setup, pixel_setup
+from experts.evaluation.suite.settings import SAME_BYTES, TUNED, Given
+from experts.evaluation.suite.table import TOLD_EVERY_S, MethodTable
 from experts.evaluation.suite.trunk import trunk_inputs
+from experts.evaluation.suite.tuning import HELD_OUT, RATES, tuned_rates
 from meshnode import __version__
-from meshnode.errors import ScenarioUnusable
+from meshnode.errors import ResourceAbsent, ScenarioUnusable
 from meshnode.evaluation.plan import Plan
 from meshnode.report import Report, write_report
+from meshnode.report.documents import read_documents
 from meshnode.report.making import bench_document
 
-__all__ = ["Evaluated", "evaluate"]
+__all__ = ["RUNS", "Evaluated", "evaluate"]
 
-TOLD_EVERY_S = 10.0
-"""Of a method that learns for long, a line after a task, if the last one is so old."""
+RUNS = "runs"
+"""In the folder that results go to: finished runs."""
 
 Tell = Callable[[str], None]
 
@@ -46,29 +50,6 @@ class Evaluated:
     report: Report
 
 
-@dataclass(slots=True)
-class _Rows:
-    """The runs of each row so far."""
-
-    kind: Kind | None = None
-    runs: dict[str, list[RunResult]] = field(default_factory=dict)
-    settings: dict[str, str] = field(default_factory=dict)
-    untrained: dict[str, list[Sequence[float]]] = field(default_factory=dict)
-    """By input, how a network that has learned nothing answers."""
-
-    def figures(self) -> dict[str, Any]:
-        """A row of each."""
-        return {
-            row: row_figures(
-                runs,
-                self.runs.get(f"joint, {row.rpartition(', ')[2]}"),
-                self.untrained.get(row.rpartition(", ")[2]),
-                classes_grow=self.kind == "class-incremental",
-            )
-            for row, runs in self.runs.items()
-        }
-
-
 def evaluate(plan: Plan, out: Path, tell: Tell) -> Evaluated:
     """Run what is planned; what was run before with the same settings is taken from ``out``.
 
@@ -79,29 +60,36 @@ def evaluate(plan: Plan, out: Path, tell: Tell) -> Evaluated:
     Raises:
         ResourceAbsent: If data is missing.
         ScenarioUnusable: If the scenario's file or data is not as it has to be, or no method can learn it.
+        ResultUnreadable: If ``out`` has a damaged document, which the report would have to leave out.
+        OSError: If ``out`` cannot be written.
     """
     torch.set_num_threads(1)  # figures are of one core, whatever the machine has
-    rows = _Rows()
+    (out / RUNS).mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(ResourceAbsent):  # what the report could not read is better known before than after
+        read_documents(out)
+    terms = (plan.tap, str(plan.pixels), __version__)
+    table = MethodTable(terms=terms, folder=out / RUNS, tell=tell)
     try:
-        for order in range(plan.runs):
-            _run_order(plan, order, out / "runs", rows, tell)
+        given = _tuned(plan, table, tell) if plan.tune else None
+        orders = [_described(_run_order(plan, order, table, given, tell)) for order in range(plan.runs)]
     except ExpertsError as exc:
         raise ScenarioUnusable(plan.scenario, str(exc)) from exc
-    if not rows.runs:
+    if not table.runs:
         raise ScenarioUnusable(
             plan.scenario, f"none of {', '.join(plan.methods)} is for a scenario of its kind on {plan.on}"
         )
+    figures = dict(sorted(table.figures().items(), key=lambda row: -float(row[1]["accuracy"])))
     document = bench_document(
         _command(plan),
         range(plan.runs),
-        {plan.name: rows.figures()},
+        {plan.name: figures},
         measured={
             "trunk": {"tap": plan.tap, "pixels": plan.pixels},
-            "kind": rows.kind,
-            "settings": {plan.name: rows.settings},
-            "accuracy_matrices": {
-                plan.name: {row: [run.matrix.rows() for run in runs] for row, runs in rows.runs.items()}
-            },
+            "kind": table.kind,
+            "orders": orders,
+            "constant_runs": {plan.name: {row: number for row, number in table.constant.items() if number}},
+            "settings": {plan.name: table.settings},
+            "accuracy_matrices": {plan.name: table.accuracy_matrices()},
         },
         digits=4,
     )
@@ -110,42 +98,44 @@ def evaluate(plan: Plan, out: Path, tell: Tell) -> Evaluated:
     return Evaluated(document=document, path=path, report=write_report(out, out))
 
 
-def _run_order(plan: Plan, order: int, folder: Path, rows: _Rows, tell: Tell) -> None:
-    """All methods on one order of the scenario."""
+def _run_order(plan: Plan, order: int, table: MethodTable, given: Given | None, tell: Tell) -> Scenario:
+    """All methods on one order of the scenario, which is returned."""
     scenario = plan.load(order, _reading(tell))
-    rows.kind = scenario.kind
     tell(f"{plan.name}, order {order}: {_told(scenario)}")
     inputs = None if plan.on == "pixels" else _features(plan, scenario, tell)
-    methods = plan.chosen(scenario, inputs)
-    for method in methods:
-        if method.name == "SGD":
-            rows.untrained.setdefault(method.input, []).append(untrained_row(method.make(order), scenario))
-    for method in methods:
-        _run(plan, method, scenario, order, folder, rows, tell)
-    routed = rows.runs.get(f"{ROUTED}, trunk")
-    if routed and inputs is not None and (not plan.methods or SAME_BYTES in plan.methods):
-        for method in same_bytes(scenario, inputs, routed[order].costs[-1].kept_bytes):
-            if plan.on in (method.input, "both"):
-                _run(plan, method, scenario, order, folder, rows, tell)
+
+    def beside(kept_bytes: int) -> list[Method]:
+        if inputs is None or SAME_BYTES not in plan.wanted:
+            return []
+        methods = same_bytes(scenario, inputs, kept_bytes, given=given)
+        return [method for method in methods if plan.on in (method.input, "both")]
+
+    table.run_order(scenario, plan.chosen(scenario, inputs, given), order, same_bytes=beside)
+    return scenario
 
 
-def _run(  # noqa: PLR0913, PLR0917 - what is run, on what, and where it goes
-    plan: Plan, method: Method, scenario: Scenario, order: int, folder: Path, rows: _Rows, tell: Tell
-) -> None:
-    told_s = began_s = time.monotonic()
+def _tuned(plan: Plan, table: MethodTable, tell: Tell) -> Given:
+    """Settings of the networks, rates by what is held out of the first order's training images."""
+    held_out = plan.load(0, _reading(tell)).for_tuning(HELD_OUT)
+    tell(f"{plan.name}, {HELD_OUT:.0%} of the training images held out: {len(RATES)} rates for each network")
+    setups: dict[Input, NetworkSetup] = {}
+    if plan.on != "trunk":
+        setups["pixels"] = pixel_setup(held_out)
+    if plan.on != "pixels":
+        setups["trunk"] = head_setup(held_out, _features(plan, held_out, tell))
+    return {
+        **TUNED[held_out.kind],
+        **{on: tuned_rates(on, setup, held_out, plan.wanted, table) for on, setup in setups.items()},
+    }
 
-    def after(progress: RunProgress) -> None:
-        nonlocal told_s
-        if time.monotonic() - told_s > TOLD_EVERY_S:
-            told_s = time.monotonic()
-            tell(f"  {method.row}: task {progress.task} of {progress.num_tasks} learned")
 
-    terms = (__version__, scenario.digest(), method.row, method.settings, str(order), plan.tap, str(plan.pixels))
-    result = kept_run(folder, terms, lambda: run_scenario(method.make(order), scenario, on_progress=after))
-    rows.runs.setdefault(method.row, []).append(result)
-    rows.settings[method.row] = method.settings
-    accuracy = 100 * result.matrix.average_accuracy()
-    tell(f"  {method.row}: {accuracy:.1f} % in {time.monotonic() - began_s:.1f} s")
+def _described(scenario: Scenario) -> dict[str, Any]:
+    """What stands behind the rows and columns of its accuracy matrices."""
+    tasks = [
+        {"name": task.name, "classes": task.classes, "train_images": len(task.train), "test_images": len(task.test)}
+        for task in scenario.tasks
+    ]
+    return {"scenario": scenario.name, "digest": scenario.digest(), "tasks": tasks}
 
 
 def _features(plan: Plan, scenario: Scenario, tell: Tell) -> TrunkInputs:
@@ -194,4 +184,6 @@ def _command(plan: Plan) -> str:
     ):
         if value != default:
             words.append(f"{option} {value}")
+    if plan.tune:
+        words.append("--tune")
     return " ".join(words)

@@ -61,15 +61,17 @@ def _beginning(found: Found) -> Iterator[Block]:
     margins = margins_of(found.documents)
     if margins:
         yield Paragraph(text=" ".join(margins))
+    held = f", {_count(len(targets), 'target')}: {met} met, {len(targets) - met} missed" if targets else ""
     yield Paragraph(
-        text=f"{_count(len(found.documents), 'result')}, {_count(len(targets), 'target')}: {met} met, "
-        f"{len(targets) - met} missed. Every figure was printed by a command that stands at the end, with its seeds "
-        "and its machine. An accuracy is in percent; ± is the sample deviation over seeds or orders. "
-        "Seconds belong to the machine they were measured on."
+        text=f"{_count(len(found.documents), 'result')}{held}. Every figure was printed by a command that stands at "
+        "the end, with its seeds and its machine. An accuracy is in percent; ± is the sample deviation over seeds or "
+        "orders. Seconds belong to the machine they were measured on."
     )
 
 
 def _outcomes(outcomes: Sequence[Outcome]) -> Iterator[Block]:
+    if not any(outcome.measurements for outcome in outcomes):
+        return
     yield Heading(level=2, text="Expected outcomes")
     yield Paragraph(
         text="What the project set out to reach. Every setting that was measured is judged, and an outcome is met only "

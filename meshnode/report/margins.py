@@ -7,7 +7,8 @@ from meshnode.report.rows import Row, groups_of
 
 __all__ = ["margins_of"]
 
-DOCUMENT, OURS, REPLAY = "bench_scenarios", "routed experts, trunk", "DER++ same bytes, trunk"
+DOCUMENT, OURS = "bench_scenarios", "routed experts"
+REPLAY = "DER++ same bytes, trunk"
 ROUTER_ALONE = "router argmax"
 """How the rows of routers that answer by themselves begin; where there are several, the strongest counts."""
 
@@ -20,8 +21,9 @@ def margins_of(documents: Sequence[Document]) -> list[str]:
         if document.name == DOCUMENT
         for group in groups_of(document)
     ]
-    above_router = list(_points(scenarios, lambda name: name.startswith(ROUTER_ALONE)))
-    above_replay = list(_points(scenarios, lambda name: name == REPLAY))
+    above_router = list(_points(scenarios, "trunk", lambda name: name.startswith(ROUTER_ALONE)))
+    above_replay = list(_points(scenarios, "trunk", lambda name: name == REPLAY))
+    without_trunk = list(_points(scenarios, "pixels", lambda name: name.startswith(ROUTER_ALONE)))
     sentences = []
     if above_router:
         sentences.append(f"Over the router's own answer, on the same trunk, experts add {_listed(above_router)}.")
@@ -30,17 +32,20 @@ def margins_of(documents: Sequence[Document]) -> list[str]:
             f"Over replay (DER++) that keeps as many bytes on the same trunk, experts and router are at "
             f"{_listed(above_replay)}."
         )
+    if without_trunk:
+        sentences.append(f"On raw pixels, where there is no trunk, they add {_listed(without_trunk)}.")
     return sentences
 
 
 def _points(
-    scenarios: Sequence[tuple[str, Mapping[str, Row]]], is_rival: Callable[[str], bool]
+    scenarios: Sequence[tuple[str, Mapping[str, Row]]], on: str, is_rival: Callable[[str], bool]
 ) -> Iterator[tuple[str, float]]:
-    """By scenario, how far our row is above the strongest of the rivals."""
+    """By scenario, how far our row is above the strongest of the rivals on the same input."""
+    ours = f"{OURS}, {on}"
     for scenario, rows in scenarios:
-        rivals = [row.values["accuracy"] for name, row in rows.items() if is_rival(name)]
-        if OURS in rows and rivals:
-            yield scenario, rows[OURS].values["accuracy"] - max(rivals)
+        rivals = [row.values["accuracy"] for name, row in rows.items() if name.endswith(f", {on}") and is_rival(name)]
+        if ours in rows and rivals:
+            yield scenario, rows[ours].values["accuracy"] - max(rivals)
 
 
 def _listed(points: Sequence[tuple[str, float]]) -> str:

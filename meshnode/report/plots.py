@@ -93,7 +93,7 @@ def courses_png(courses: Sequence[Matrices]) -> bytes:
             )  # fmt: skip
             if len(course) > 1:
                 deviation = course.std(axis=0, ddof=1)
-                below, above = mean - deviation, mean + deviation
+                below, above = np.clip(mean - deviation, 0, 100), np.clip(mean + deviation, 0, 100)
                 axes.fill_between(tasks, below, above, color=style.colour, alpha=0.14, linewidth=0)
         axes.set(xlabel="tasks learned", ylabel="accuracy over them, %")
         axes.set_xticks(range(1, max(matrices.runs.shape[1] for matrices in courses) + 1))

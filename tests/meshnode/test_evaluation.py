@@ -1,38 +1,28 @@
 """``meshnode eval``: a user's own data learned by several methods, what is kept of it, and what is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from baseline_examples import task
 from cli_process import meshnode
 
-from experts.data.dataset import ImageDataset
 from experts.data.npz import save_task
 from experts.evaluation.runner import RunResult, run_scenario
-from meshnode.errors import ScenarioUnusable, UnknownName
-from meshnode.evaluation import Plan, evaluate, run
-
-PLACES = {"east": (1, 5), "north": (0, 3), "south": (5, 3), "west": (3, 0)}
-
-
-def _images(*classes: str, seed: int, size: int = 30) -> ImageDataset:
-    """Noise with one bright block whose place is the class."""
-    draw = np.random.default_rng(seed)
-    images = draw.integers(0, 60, (size * len(classes), 8, 8), dtype=np.uint8)
-    labels = [classes[i % len(classes)] for i in range(len(images))]
-    for image, label in zip(images, labels, strict=True):
-        row, column = PLACES[label]
-        image[row : row + 3, column : column + 3] += 190
-    return ImageDataset(images, tuple(labels))
+from experts.evaluation.suite import table
+from experts.evaluation.suite.settings import PUBLISHED_SPLIT, TUNED, Settings
+from meshnode.errors import ResultUnreadable, ScenarioUnusable, UnknownName
+from meshnode.evaluation import Plan, evaluate
 
 
 @pytest.fixture
 def scenario(tmp_path: Path) -> Path:
     """Two tasks of two classes each, as a user has them."""
     for number, classes in enumerate((("north", "west"), ("east", "south"))):
-        save_task(tmp_path / f"{number}.npz", _images(*classes, seed=number))
+        save_task(tmp_path / f"{number}.npz", task(*classes, seed=number, size=30))
     lines = ['name = "places"', 'kind = "class-incremental"']
     for number in range(2):
         lines += ["[[task]]", f'name = "task-{number}"', f'train = {{ npz = "{number}.npz" }}']
@@ -56,11 +46,20 @@ def test_a_users_own_images_are_learned_side_by_side_and_a_report_tells(scenario
     assert figures["SGD, trunk"]["kept_kb"] == 0 < figures["router argmax, trunk"]["kept_kb"]
     assert figures["router argmax, trunk"]["excess_forgetting"] is None  # nobody ran the joint model
     document = json.loads((out / "my places.json").read_text(encoding="utf-8"))
+    first, second = document["measured"]["orders"]
+    assert first["scenario"] == "places"
+    assert [(task["name"], task["classes"]) for task in first["tasks"]] == [
+        ("task-0", ["north", "west"]),
+        ("task-1", ["east", "south"]),
+    ]
+    assert (first["digest"] == second["digest"]) == (first["tasks"] == second["tasks"])
+    assert list(document["figures"]["my places"]) == sorted(figures, key=lambda row: -float(figures[row]["accuracy"]))
     assert document["command"].startswith("meshnode eval 'my places.toml' --method 'nearest mean'")
     assert np.shape(document["measured"]["accuracy_matrices"]["my places"]["SGD, trunk"]) == (2, 2, 2)
     page = (out / "report.md").read_text(encoding="utf-8")
     assert "router argmax, trunk" in page
     assert (out / "report.html").is_file()
+    assert "Expected outcomes" not in page  # of the project's own benchmarks
 
 
 def test_people_get_a_table_with_the_best_first_and_hear_what_goes_on(scenario: Path, tmp_path: Path) -> None:
@@ -85,7 +84,7 @@ def test_an_interrupted_evaluation_goes_on_with_what_is_left(
             raise KeyboardInterrupt
         return run_scenario(method, *args, **how)
 
-    monkeypatch.setattr(run, "run_scenario", counted)
+    monkeypatch.setattr(table, "run_scenario", counted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(plan, tmp_path / "out", _ignore)
     assert not (tmp_path / "out" / "my places.json").exists()
@@ -95,6 +94,33 @@ def test_an_interrupted_evaluation_goes_on_with_what_is_left(
     # Another seed, size or setting is another run.
     evaluate(Plan(scenario=str(scenario), methods=("SGD",), on="pixels", train_images=20), tmp_path / "out", _ignore)
     assert learned == [learned[0], "EWC", "EWC", learned[0]]
+
+
+def test_what_a_report_could_not_read_is_told_before_anything_is_learned(scenario: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.json").write_text("[1]")
+    plan, told = Plan(scenario=str(scenario), methods=("SGD",), on="pixels"), []
+    with pytest.raises(ResultUnreadable, match=r"notes\.json"):
+        evaluate(plan, tmp_path / "out", told.append)
+    assert not told
+
+
+def test_a_network_that_has_diverged_is_pointed_out_and_another_rate_is_found(
+    scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    too_fast = {**PUBLISHED_SPLIT, "ER 200": Settings(lr=10.0)}
+    monkeypatch.setitem(TUNED["class-incremental"], "pixels", too_fast)  # type: ignore[arg-type]
+    plan = Plan(scenario=str(scenario), methods=("ER 200", "SLDA"), on="pixels")
+    done = evaluate(plan, tmp_path / "out", _ignore)
+    assert done.document["measured"]["constant_runs"]["my places"] == {"ER 200, pixels": 1}
+    told: list[str] = []
+    tuned = evaluate(dataclasses.replace(plan, tune=True), tmp_path / "out", told.append)
+    row = tuned.document["figures"]["my places"]["ER 200, pixels"]
+    assert row["accuracy"] > 2 * done.document["figures"]["my places"]["ER 200, pixels"]["accuracy"]
+    assert tuned.document["measured"]["constant_runs"]["my places"] == {}
+    assert sum("ER 200 at " in line for line in told) == 6
+    assert not any("SLDA at" in line for line in told)
+    assert tuned.document["command"].endswith("--tune")
 
 
 def test_replay_of_as_many_bytes_keeps_no_more_than_experts_and_router_do(scenario: Path, tmp_path: Path) -> None:
@@ -112,7 +138,12 @@ def test_replay_of_as_many_bytes_keeps_no_more_than_experts_and_router_do(scenar
         (("split-cifar-100", "--data", "nowhere"), 11, "resource_absent", "cs.toronto.edu"),
         (("nowhere.toml",), 1, "scenario_unusable", "nowhere.toml"),
         (("split-digits", "--tap", "Z9", "--method", "SLDA"), 1, "scenario_unusable", "Z9"),
-        (("split-digits", "--on", "pixels", "--method", "SLDA"), 1, "scenario_unusable", "none of SLDA"),
+        (
+            ("split-digits", "--method", "router argmax by domain"),
+            1,
+            "scenario_unusable",
+            "none of router argmax by domain",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_named_with_what_to_do(

@@ -101,6 +101,8 @@ def test_a_page_begins_with_what_experts_add_to_the_strongest_router_and_to_repl
         "router argmax by domain, trunk": 86.5,
         "DER++ same bytes, trunk": 88.2,
         "DER++ 500, trunk": 99.0,
+        "routed experts, pixels": 75.5,
+        "router argmax, pixels": 71.0,
     }
     turned = {name: {"accuracy": accuracy} for name, accuracy in rows.items()}
     published = {"DER++ same bytes, trunk": {"accuracy": 80.0}}
@@ -109,6 +111,7 @@ def test_a_page_begins_with_what_experts_add_to_the_strongest_router_and_to_repl
     first = report.markdown.read_text(encoding="utf-8").split("\n\n")[1]
     assert "experts add +1.5 on turned (points of accuracy)" in first
     assert "experts and router are at -0.2 on turned" in first
+    assert "where there is no trunk, they add +4.5 on turned" in first
     assert "published" not in first
     without = write_report(_put(tmp_path / "other", bench_continual=_learning()), tmp_path / "out")
     assert without.markdown.read_text(encoding="utf-8").split("\n\n")[1].startswith("1 result")

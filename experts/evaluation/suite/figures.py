@@ -40,7 +40,7 @@ def row_figures(
         "excess_forgetting": None if joints is None else _excess_forgetting(runs, joints),
         "retention": spread([run.matrix.mean_retention() for run in runs]).mean,
         "least_retention": min(run.matrix.least_retention() for run in runs),
-        "backward_transfer": spread([100 * run.matrix.backward_transfer() for run in runs]).mean,
+        "backward_transfer": _backward_transfer(runs),
         "forward_transfer": None if untrained is None else _forward_transfer(runs, untrained, classes_grow),
         "kept_kb": kept_bytes / 1000,
         "points_per_kept_kb": accuracy_per_kilobyte(accuracy.mean / 100, kept_bytes) if kept_bytes else None,
@@ -59,6 +59,14 @@ def row_figures(
 def _excess_forgetting(runs: Sequence[RunResult], joints: Sequence[RunResult]) -> float:
     pairs = zip(runs, joints, strict=True)
     return spread([100 * run.matrix.excess_forgetting(joint.matrix) for run, joint in pairs]).mean
+
+
+def _backward_transfer(runs: Sequence[RunResult]) -> float | None:
+    """None of a single task."""
+    try:
+        return spread([100 * run.matrix.backward_transfer() for run in runs]).mean
+    except UndefinedFigure:
+        return None
 
 
 def _forward_transfer(

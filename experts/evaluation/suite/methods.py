@@ -9,26 +9,25 @@ from experts.continual.settings import LearnerConfig
 from experts.distillation.config import DistillationConfig
 from experts.evaluation.baselines.continual_learner import ContinualMethod
 from experts.evaluation.baselines.nearest_mean import NearestMean
+from experts.evaluation.baselines.network import NetworkSetup
 from experts.evaluation.baselines.routed_experts import RoutedConfig, RoutedExperts
 from experts.evaluation.baselines.router_argmax import RouterArgmax
 from experts.evaluation.baselines.slda import StreamingLda
-from experts.evaluation.inputs import Inputs
+from experts.evaluation.inputs import FlatPixelInputs, Inputs
 from experts.evaluation.scenarios.base import Scenario
-from experts.evaluation.suite.method import Method
+from experts.evaluation.suite.method import Input, Method
 from experts.evaluation.suite.networks import (
-    PUBLISHED_ROTATED,
-    PUBLISHED_SPLIT,
-    SAME_BYTES,
-    TUNED,
     central,
     head_setup,
     joint,
     joint_once,
     network_method,
+    pixel_inputs,
     pixel_setup,
     same_bytes_items,
     to_the_end,
 )
+from experts.evaluation.suite.settings import PUBLISHED_ROTATED, PUBLISHED_SPLIT, SAME_BYTES, TUNED, Given
 from experts.router.features import ReluFeaturesConfig
 from experts.router.ridge import RouterConfig
 
@@ -37,6 +36,7 @@ __all__ = [
     "EXPERT_STEPS",
     "METHOD_NAMES",
     "ROUTED",
+    "VECTOR_SIDE",
     "learner_config",
     "on_features",
     "on_pixels",
@@ -54,10 +54,13 @@ EXPERT_STEPS = 3000
 PROJECTION = 1500
 """Random features of the projected router."""
 
+VECTOR_SIDE = 32
+"""Pixels of a side, at most, of an image that is one vector: statistics are as large as the square of its length."""
+
 ROUTED = "routed experts"
 
 METHOD_NAMES = (
-    *TUNED,
+    *PUBLISHED_SPLIT,
     "joint",
     "central distillation",
     "nearest mean",
@@ -68,51 +71,61 @@ METHOD_NAMES = (
     ROUTED,
     "continual learner",
 )
-"""All that there are; not every one is on either input or for every kind of scenario."""
+"""All that there are; the router by domain is for scenarios of domains alone."""
 
 
 def published(scenario: Scenario) -> list[Method]:
     """What Mammoth's figures are held against: on pixels, by its protocol and arguments, the joint model too."""
     settings = PUBLISHED_ROTATED if scenario.kind == "domain-incremental" else PUBLISHED_SPLIT
     setup = pixel_setup(scenario)
-    networks = [
+    held_against = [
         network_method(name, "pixels", setup, scenario, chosen)
         for name, chosen in settings.items()
         if name in _HELD_AGAINST
     ]
-    return [*networks, joint("pixels", setup, joint_once(settings["SGD"]))]
+    return [*held_against, joint("pixels", setup, joint_once(settings["SGD"]))]
 
 
-def on_pixels(scenario: Scenario) -> list[Method]:
-    """A network on raw pixels; all but the one that needs to know what others keep."""
+def on_pixels(scenario: Scenario, *, given: Given | None = None, expert_steps: int = EXPERT_STEPS) -> list[Method]:
+    """A network on raw pixels, and what is built on features with the pixels in their place.
+
+    All but the one that needs to know what others keep.
+
+    Args:
+        scenario: What they learn.
+        given: Settings of the networks; None for `TUNED`.
+        expert_steps: Of distillation for each expert.
+    """
     setup, end = pixel_setup(scenario), to_the_end(scenario)
-    networks = [
-        network_method(name, "pixels", setup, scenario, chosen)
-        for name, chosen in PUBLISHED_SPLIT.items()
-        if name != SAME_BYTES
-    ]
-    return [*networks, joint("pixels", setup, end), central("pixels", setup, end)]
-
-
-def on_features(scenario: Scenario, inputs: Inputs, *, expert_steps: int = EXPERT_STEPS) -> list[Method]:
-    """A head on the trunk's features, what needs no training, the router alone, experts behind it, a node's learner."""
-    setup, end = head_setup(scenario, inputs), to_the_end(scenario)
-    networks = [
-        network_method(name, "trunk", setup, scenario, chosen) for name, chosen in TUNED.items() if name != SAME_BYTES
-    ]
     return [
-        *networks,
+        *networks("pixels", setup, scenario, given),
+        joint("pixels", setup, end),
+        central("pixels", setup, end),
+        *_on_vectors("pixels", scenario, FlatPixelInputs(pixel_inputs(scenario, VECTOR_SIDE)), expert_steps),
+    ]
+
+
+def on_features(
+    scenario: Scenario, inputs: Inputs, *, given: Given | None = None, expert_steps: int = EXPERT_STEPS
+) -> list[Method]:
+    """A head on the trunk's features, what needs no training, the router alone, experts behind it, a node's learner.
+
+    Args:
+        scenario: What they learn.
+        inputs: The features.
+        given: Settings of the networks; None for `TUNED`.
+        expert_steps: Of distillation for each expert.
+    """
+    setup, end = head_setup(scenario, inputs), to_the_end(scenario)
+    return [
+        *networks("trunk", setup, scenario, given),
         joint("trunk", setup, end),
         central("trunk", setup, end),
-        Method(name="nearest mean", input="trunk", make=lambda _: NearestMean(inputs), settings=""),
-        Method(name="SLDA", input="trunk", make=lambda _: StreamingLda(inputs), settings=""),
-        *_routers(scenario, inputs),
-        routed(scenario, inputs, EXPERT_HIDDEN[scenario.kind], expert_steps),
-        _learner(scenario, inputs),
+        *_on_vectors("trunk", scenario, inputs, expert_steps),
     ]
 
 
-def routed(scenario: Scenario, inputs: Inputs, hidden: int, steps: int) -> Method:
+def routed(kind: Input, scenario: Scenario, inputs: Inputs, hidden: int, steps: int) -> Method:
     """Experts behind the ridge: it tells classes apart, or domains where all tasks share the classes."""
     domains = scenario.kind == "domain-incremental"
     config = RoutedConfig(
@@ -123,23 +136,26 @@ def routed(scenario: Scenario, inputs: Inputs, hidden: int, steps: int) -> Metho
     )
     return Method(
         name=ROUTED,
-        input="trunk",
+        input=kind,
         make=lambda seed: RoutedExperts(inputs, config, seed=seed),
         settings=repr(config),
     )
 
 
-def same_bytes(scenario: Scenario, inputs: Inputs, kept_bytes: int) -> list[Method]:
+def same_bytes(scenario: Scenario, inputs: Inputs, kept_bytes: int, *, given: Given | None = None) -> list[Method]:
     """DER++ on either input, keeping so many bytes, such as what experts and router keep."""
-    capacity = same_bytes_items(scenario, kept_bytes)
+    capacity, given = same_bytes_items(scenario, kept_bytes), given or TUNED[scenario.kind]
+    setups: dict[Input, NetworkSetup] = {"pixels": pixel_setup(scenario), "trunk": head_setup(scenario, inputs)}
     return [
-        network_method(
-            SAME_BYTES, "pixels", pixel_setup(scenario), scenario, PUBLISHED_SPLIT[SAME_BYTES], capacity=capacity
-        ),
-        network_method(
-            SAME_BYTES, "trunk", head_setup(scenario, inputs), scenario, TUNED[SAME_BYTES], capacity=capacity
-        ),
+        network_method(SAME_BYTES, kind, setup, scenario, given[kind][SAME_BYTES], capacity=capacity)
+        for kind, setup in setups.items()
     ]
+
+
+def networks(kind: Input, setup: NetworkSetup, scenario: Scenario, given: Given | None = None) -> list[Method]:
+    """All that train one network on a stream, but the one that needs to know what others keep."""
+    settings = (given or TUNED[scenario.kind])[kind]
+    return [network_method(name, kind, setup, scenario, settings[name]) for name in settings if name != SAME_BYTES]
 
 
 def learner_config(scenario: Scenario) -> LearnerConfig:
@@ -152,18 +168,29 @@ def learner_config(scenario: Scenario) -> LearnerConfig:
 _HELD_AGAINST = ("SGD", "EWC", "LwF", "iCaRL 200", "iCaRL 500", "ER 200", "ER 500", "DER++ 200", "DER++ 500")
 
 
-def _learner(scenario: Scenario, inputs: Inputs) -> Method:
+def _on_vectors(kind: Input, scenario: Scenario, inputs: Inputs, expert_steps: int) -> list[Method]:
+    """What reads one vector an image: the nearest mean, SLDA, the router alone, experts behind it, a node's learner."""
+    return [
+        Method(name="nearest mean", input=kind, make=lambda _: NearestMean(inputs), settings=""),
+        Method(name="SLDA", input=kind, make=lambda _: StreamingLda(inputs), settings=""),
+        *_routers(kind, scenario, inputs),
+        routed(kind, scenario, inputs, EXPERT_HIDDEN[scenario.kind], expert_steps),
+        _learner(kind, scenario, inputs),
+    ]
+
+
+def _learner(kind: Input, scenario: Scenario, inputs: Inputs) -> Method:
     """What a node does: it decides by itself whether to reuse, update or spawn, sizes experts, and replays."""
     config = learner_config(scenario)
     return Method(
         name="continual learner",
-        input="trunk",
+        input=kind,
         make=lambda seed: ContinualMethod(inputs, config, seed=seed),
         settings=repr(config),
     )
 
 
-def _routers(scenario: Scenario, inputs: Inputs) -> list[Method]:
+def _routers(kind: Input, scenario: Scenario, inputs: Inputs) -> list[Method]:
     """The router alone as a classifier; the projected one is drawn anew from each seed."""
     config, width = RouterConfig(), sum(inputs.shape)
 
@@ -172,13 +199,13 @@ def _routers(scenario: Scenario, inputs: Inputs) -> list[Method]:
         return RouterArgmax(inputs, config, projection=projection)
 
     routers = [
-        Method(name="router argmax", input="trunk", make=lambda _: RouterArgmax(inputs, config), settings=repr(config)),
-        Method(name="projected ridge", input="trunk", make=projected, settings=f"{config!r}, {PROJECTION}"),
+        Method(name="router argmax", input=kind, make=lambda _: RouterArgmax(inputs, config), settings=repr(config)),
+        Method(name="projected ridge", input=kind, make=projected, settings=f"{config!r}, {PROJECTION}"),
     ]
     if scenario.kind == "domain-incremental":
         by_domain = Method(
             name="router argmax by domain",
-            input="trunk",
+            input=kind,
             make=lambda _: RouterArgmax(inputs, config, by_task=True),
             settings=repr(config),
         )

@@ -1,13 +1,7 @@
-"""The methods that train a network, and what each is run with on either input.
-
-On pixels they are run with what Mammoth (github.com/aimagelab/mammoth) publishes for Split MNIST and, on the protocol
-of rotated domains, for Rotated MNIST; what it does not have with a rate of its, untuned. On the trunk each was given
-the same budget of settings, which were tried on held-out training images (scripts/bench_scenarios_tuning.py).
-"""
+"""The methods that train a network: what each is made of, for a scenario and an input."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from experts.evaluation.baselines.base import Baseline
 from experts.evaluation.baselines.derpp import DarkReplayBaseline, DarkReplayConfig, item_bytes
@@ -24,26 +18,20 @@ from experts.evaluation.inputs import Inputs, PixelInputs
 from experts.evaluation.networks import feature_head, mlp_100_100
 from experts.evaluation.scenarios.base import Scenario
 from experts.evaluation.suite.method import Input, Method
+from experts.evaluation.suite.settings import SAME_BYTES, Settings
 from experts.evaluation.training import TrainingConfig
 
 __all__ = [
-    "PUBLISHED_ROTATED",
-    "PUBLISHED_SPLIT",
-    "SAME_BYTES",
-    "TUNED",
-    "Settings",
     "central",
     "head_setup",
     "joint",
     "joint_once",
     "network_method",
+    "pixel_inputs",
     "pixel_setup",
     "same_bytes_items",
     "to_the_end",
 ]
-
-SAME_BYTES = "DER++ same bytes"
-"""DER++ that keeps as many bytes as routed experts do."""
 
 STREAM_STEPS = 400
 """A task, about, for what learns from a stream: one pass over 4,000 images in batches of 10. Smaller tasks are passed
@@ -53,69 +41,8 @@ JOINT_STEPS = {"class-incremental": 1875, "domain-incremental": 6250, "task-incr
 """On all tasks together, in batches of 64: 6 and 20 passes over 20,000 images. An upper reference that is not trained
 to the end is none, and one network for every domain has the most to learn."""
 
-JOINT_LR = {"class-incremental": 0.001, "domain-incremental": 0.003, "task-incremental": 0.001}
+JOINT_LR = {"class-incremental": 0.001, "domain-incremental": 0.003, "task-incremental": 0.003}
 """Of Adam, falling to 0."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """What a method is run with; each takes those that it has."""
-
-    lr: float
-    batch_size: int = 10
-    """New images a step."""
-    replay_size: int = 10
-    """Kept ones beside them, of each draw."""
-    strength: float = 0.0
-    """lambda of EWC and LwF, and of a mixture's balance."""
-    alpha: float = 0.5
-    """Weight of the logits in DER++, of the labels in distillation."""
-    beta: float = 0.5
-    """Weight of the labels in DER++."""
-    weight_decay: float = 0.0
-
-
-_DISTILLED = Settings(lr=0.03)
-
-PUBLISHED_SPLIT: Mapping[str, Settings] = {
-    "SGD": Settings(lr=0.03),
-    "EWC": Settings(lr=0.03, strength=180.0),
-    "LwF": Settings(lr=0.03, strength=1.0, weight_decay=5e-4),
-    "iCaRL 200": Settings(lr=0.1, weight_decay=2e-5),
-    "iCaRL 500": Settings(lr=0.1, weight_decay=2e-5),
-    "ER 200": Settings(lr=0.01),
-    "ER 500": Settings(lr=0.1),
-    "DER++ 200": Settings(lr=0.03, replay_size=128, alpha=0.2, beta=1.0),
-    "DER++ 500": Settings(lr=0.03, alpha=1.0, beta=0.5),
-    SAME_BYTES: Settings(lr=0.03, alpha=1.0, beta=0.5),
-    "monolithic distillation": _DISTILLED,
-    "mixture of experts": Settings(lr=0.03, strength=0.1),
-}
-"""EWC's 90 is written as 180, since its authors' penalty has a half that Mammoth's has not."""
-
-PUBLISHED_ROTATED: Mapping[str, Settings] = {
-    "SGD": Settings(lr=0.2, batch_size=128),
-    "EWC": Settings(lr=0.1, batch_size=128, strength=1.4),
-    "ER 500": Settings(lr=0.2, batch_size=128, replay_size=128),
-    "DER++ 200": Settings(lr=0.1, batch_size=128, replay_size=128, alpha=1.0, beta=0.5),
-    "DER++ 500": Settings(lr=0.2, batch_size=128, replay_size=128, alpha=0.5, beta=1.0),
-}
-
-TUNED: Mapping[str, Settings] = {
-    "SGD": Settings(lr=0.003),
-    "EWC": Settings(lr=0.003, strength=1000.0),
-    "LwF": Settings(lr=0.0003, strength=1.0),
-    "iCaRL 200": Settings(lr=1.0),
-    "iCaRL 500": Settings(lr=2.0),
-    "ER 200": Settings(lr=0.1),
-    "ER 500": Settings(lr=0.1),
-    "DER++ 200": Settings(lr=0.03, replay_size=32, alpha=0.2, beta=1.0),
-    "DER++ 500": Settings(lr=0.03, replay_size=32),
-    SAME_BYTES: Settings(lr=0.1, replay_size=32),
-    "monolithic distillation": Settings(lr=0.001, alpha=0.2),
-    "mixture of experts": Settings(lr=0.01, strength=1.0),
-}
-"""For a head on tap B4."""
 
 
 def network_method(
@@ -124,7 +51,7 @@ def network_method(
     """A method that trains one network, task after task.
 
     Args:
-        name: A key of `PUBLISHED_SPLIT`; a number at its end is how many items it keeps.
+        name: A key of its settings; a number at its end is how many items it keeps.
         kind: What the network is fed.
         setup: It.
         scenario: What it learns.
@@ -191,9 +118,19 @@ def head_setup(scenario: Scenario, inputs: Inputs) -> NetworkSetup:
 
 def pixel_setup(scenario: Scenario) -> NetworkSetup:
     """An MLP of two hidden layers on raw pixels."""
+    return NetworkSetup(inputs=pixel_inputs(scenario), form=mlp_100_100, classes=scenario.classes)
+
+
+def pixel_inputs(scenario: Scenario, most: int | None = None) -> PixelInputs:
+    """Of the size of the first task's images.
+
+    Args:
+        scenario: Whose.
+        most: Pixels of a side, at most; None for all there are.
+    """
     images = scenario.tasks[0].train
-    inputs = PixelInputs(channels=images.channels, pixels=images.images.shape[1])
-    return NetworkSetup(inputs=inputs, form=mlp_100_100, classes=scenario.classes)
+    side = images.images.shape[1]
+    return PixelInputs(channels=images.channels, pixels=side if most is None else min(side, most))
 
 
 def same_bytes_items(scenario: Scenario, kept_bytes: int) -> int:
