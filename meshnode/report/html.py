@@ -28,6 +28,7 @@ nav a { display: block; color: inherit; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { white-space: nowrap; background: var(--card); font-weight: 600; }
+.figures td:first-child { min-width: 13rem; position: sticky; left: 0; background: var(--ground); }
 th.number, td.number { text-align: right; white-space: nowrap; }
 .good { color: var(--good); font-weight: 600; white-space: nowrap; }
 .bad { color: var(--bad); font-weight: 700; white-space: nowrap; }
@@ -112,4 +113,6 @@ def _table(table: Table) -> str:
             cells.append(f"<td{kind}>{html.escape(text)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     lines = "\n".join(rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>'
+    # Of rows with many figures the name stays in sight while they are scrolled past.
+    kind = ' class="figures"' if table.numbers_from == 1 else ""
+    return f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>'
