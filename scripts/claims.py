@@ -190,7 +190,13 @@ _CLAIMS = (
         "bench_scenarios",
     ),
     _Claim(
-        "the same on raw pixels, where there is no trunk",
+        "the same with random features beside it",
+        _over_with_bytes(_ROTATED, "projected ridge by domain"),
+        "",
+        "bench_scenarios",
+    ),
+    _Claim(
+        "the ridge with columns by domain and class on raw pixels, where there is no trunk",
         _over(_ROTATED, "router argmax by domain", on="pixels"),
         "",
         "bench_scenarios",

@@ -4,9 +4,12 @@ None of these was chosen on a test image: see `networks` for those that train on
 images (scripts/bench_scenarios_tuning.py).
 """
 
+from collections.abc import Callable
+
 from experts.continual.novelty import NoveltyConfig
 from experts.continual.settings import LearnerConfig
 from experts.distillation.config import DistillationConfig
+from experts.evaluation.baselines.base import Baseline
 from experts.evaluation.baselines.continual_learner import ContinualMethod
 from experts.evaluation.baselines.nearest_mean import NearestMean
 from experts.evaluation.baselines.network import NetworkSetup
@@ -68,10 +71,11 @@ METHOD_NAMES = (
     "router argmax",
     "router argmax by domain",
     "projected ridge",
+    "projected ridge by domain",
     ROUTED,
     "continual learner",
 )
-"""All that there are; the router by domain is for scenarios of domains alone."""
+"""All that there are; those by domain are for scenarios of domains alone."""
 
 
 def published(scenario: Scenario) -> list[Method]:
@@ -194,20 +198,21 @@ def _routers(kind: Input, scenario: Scenario, inputs: Inputs) -> list[Method]:
     """The router alone as a classifier; the projected one is drawn anew from each seed."""
     config, width = RouterConfig(), sum(inputs.shape)
 
-    def projected(seed: int) -> RouterArgmax:
+    def projected(seed: int, *, by_task: bool = False) -> RouterArgmax:
         projection = ReluFeaturesConfig(feature_dim=width, width=PROJECTION, start=0, stop=width, seed=seed)
-        return RouterArgmax(inputs, config, projection=projection)
+        return RouterArgmax(inputs, config, by_task=by_task, projection=projection)
 
+    def router(name: str, make: Callable[[int], Baseline], settings: str) -> Method:
+        return Method(name=name, input=kind, make=make, settings=settings)
+
+    plain, wide = repr(config), f"{config!r}, {PROJECTION}"
     routers = [
-        Method(name="router argmax", input=kind, make=lambda _: RouterArgmax(inputs, config), settings=repr(config)),
-        Method(name="projected ridge", input=kind, make=projected, settings=f"{config!r}, {PROJECTION}"),
+        router("router argmax", lambda _: RouterArgmax(inputs, config), plain),
+        router("projected ridge", projected, wide),
     ]
     if scenario.kind == "domain-incremental":
-        by_domain = Method(
-            name="router argmax by domain",
-            input=kind,
-            make=lambda _: RouterArgmax(inputs, config, by_task=True),
-            settings=repr(config),
-        )
-        routers.append(by_domain)
+        routers += [
+            router("router argmax by domain", lambda _: RouterArgmax(inputs, config, by_task=True), plain),
+            router("projected ridge by domain", lambda seed: projected(seed, by_task=True), wide),
+        ]
     return routers
