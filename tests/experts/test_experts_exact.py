@@ -3,6 +3,7 @@
 from fractions import Fraction
 
 import equations
+import equations_statistics
 import numpy as np
 import pytest
 import torch
@@ -38,13 +39,13 @@ def test_the_sum_is_raw_moments_and_reads_as_statistics() -> None:
     generator = torch.Generator().manual_seed(0)
     values, labels = torch.randn(20, 3, generator=generator).double() * 2 + 1, ["a", "b", "c", "a"] * 5
     total = sum_of(*(ClassStatistics.from_features(values[i::3], labels[i::3]) for i in range(3)))
-    counts, sums, moment = equations.raw_moments(values.tolist(), labels)
+    counts, sums, moment = equations_statistics.raw_moments(values.tolist(), labels)
     assert total.counts == counts
     for name, wanted in sums.items():
         np.testing.assert_allclose(total.weighted_LD[name].double().T @ SCALES, wanted, rtol=1e-12, atol=1e-12)
     wanted_triangle = [moment[i][j] for i in range(3) for j in range(i, 3)]
     np.testing.assert_allclose(total.moment_LT.double().T @ SCALES, wanted_triangle, rtol=1e-12)
-    means, scatter = equations.statistics_of_moments(counts, sums, moment)
+    means, scatter = equations_statistics.statistics_of_moments(counts, sums, moment)
     stats = total.statistics()
     np.testing.assert_allclose(stats.scatter, scatter, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(stats.stacked_means(), [means[name] for name in sorted(means)], rtol=1e-12)

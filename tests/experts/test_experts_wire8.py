@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-import equations
+import equations_statistics
 import numpy as np
 import pytest
 import torch
@@ -42,14 +42,14 @@ def reference_of(dim: int = 8) -> WhiteningReference:
 
 def test_the_reference_is_the_factor_of_the_scatter_per_sample() -> None:
     stats = statistics(0)
-    wanted = equations.whitening_factor(stats.scatter.tolist(), 300)
+    wanted = equations_statistics.whitening_factor(stats.scatter.tolist(), 300)
     np.testing.assert_allclose(WhiteningReference.from_statistics(stats).factor.T, wanted, rtol=1e-6, atol=1e-7)
 
 
 def test_whitening_is_its_equation_and_restoring_its_inverse() -> None:
     reference, scatter = reference_of(), statistics(1).scatter
     whitened = reference.whiten(scatter)
-    wanted = equations.whitened(scatter.tolist(), reference.factor.T.tolist())
+    wanted = equations_statistics.whitened(scatter.tolist(), reference.factor.T.tolist())
     np.testing.assert_allclose(whitened, wanted, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(reference.restore(whitened), scatter, rtol=1e-9, atol=1e-9)
 
@@ -57,7 +57,7 @@ def test_whitening_is_its_equation_and_restoring_its_inverse() -> None:
 def test_eight_bits_are_their_equation() -> None:
     reference, stats = reference_of(), statistics(1)
     got = decode8(encode8(stats, reference), reference)
-    wanted = equations.eight_bit_scatter(stats.scatter.tolist(), reference.factor.T.tolist())
+    wanted = equations_statistics.eight_bit_scatter(stats.scatter.tolist(), reference.factor.T.tolist())
     np.testing.assert_allclose(got.scatter, wanted, rtol=1e-6, atol=1e-5)
     assert dict(got.counts) == dict(stats.counts)
     assert got.fingerprint == FINGERPRINT
