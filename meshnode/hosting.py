@@ -1,7 +1,4 @@
-"""The experts this node hosts: what it serves, what it advertises and what averaging and training change.
-
-Those that are advertised, trained and averaged are the current ones. An expert that another one has succeeded here is
-retired: it still answers who asks for it, and can take its place back.
+"""The experts this node hosts: what it serves, and what averaging, training and succession change.
 
 An expert's parameters change in two ways that overlap in time: the trainer reports a checkpoint, and a committed round
 adds a delta. A checkpoint says how many deltas the trainer had already taken in, and those it had not are added again
@@ -12,9 +9,8 @@ Legend: P parameters, B batch, D feature, C the expert's classes.
 
 import asyncio
 import copy
-import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from functools import partial
 
 import numpy as np
@@ -24,7 +20,6 @@ from torch import nn
 from experts.architectures.base import Architecture, probabilities
 from experts.averaging import Averaged
 from experts.checkpoint import flat_parameters, load_weights, weights_to_bytes
-from experts.errors import ExpertsError
 from meshnode.beside import beside
 from meshnode.commits import Commits, serve
 from meshnode.compute import Compute
@@ -43,23 +38,20 @@ from meshnode.hosted import (
     Descent,
     HostedExpert,
 )
-from meshnode.loading import load_replica
-from meshnode.logs import get_logger
-from meshnode.state.rows import ExpertRow, Generation, Reached, Standing
+from meshnode.roster import Roster, check_idle
+from meshnode.state.rows import ExpertRow, Reached
 from meshnode.state.state import State
-from protocol.errors import MalformedLineage, UnknownExpert
+from protocol.errors import MalformedLineage
 from protocol.identifiers import Digest, ExpertUid, digest_of
 from protocol.lineage import decode_lineage
 
 __all__ = ["ExpertHost"]
 
-log = get_logger(__name__)
-
 ADOPTED = Descent()
 
 
-class ExpertHost:
-    """Hosts replicas: loads them at the start, serves them, commits each change as a new generation.
+class ExpertHost(Roster):
+    """Hosts replicas: serves them, commits each change as a new generation, puts one in another's place.
 
     Args:
         state: Where generations are kept.
@@ -71,83 +63,9 @@ class ExpertHost:
     def __init__(
         self, state: State, compute: Compute, *, device: str = "cpu", now_s: Callable[[], float] = time.time
     ) -> None:
-        self._state = state
-        self._now_s = now_s
+        super().__init__(state, device=device, now_s=now_s)
         self._compute = compute
-        self._device = device
-        self._experts: dict[ExpertUid, HostedExpert] = {}
-        self._retired: dict[ExpertUid, HostedExpert] = {}
-        self._unusable: dict[ExpertUid, str] = {}
         self._commits = Commits(state, compute, device=device)
-        self.changed = asyncio.Event()
-        """Set whenever a generation was committed; whoever waits clears it first."""
-
-    async def load(self) -> None:
-        """Take up every expert the state holds, retired ones too, at its newest intact generation.
-
-        A successor that has lost them all gives its place back.
-        """
-        lost = []
-        for row in self._state.hosted_experts():
-            generation = self._state.current(row.uid)
-            if generation is None:
-                lost.append(row)
-                continue
-            try:
-                expert = load_replica(self._state, row, generation, device=self._device, since=self._now_s())
-            except ExpertsError as failure:
-                self._unusable[row.uid] = str(failure)
-                log.warning("a kept expert cannot be served", expert=row.uid, reason=str(failure))
-                continue
-            held = self._experts if row.standing == "current" else self._retired
-            held[row.uid] = expert
-        for row in lost:
-            if row.standing == "current" and (ancestor := self._ancestor(row.ancestors)) is not None:
-                self._state.roll_back(row.uid, ancestor.uid)
-                ancestor.standing = "current"
-                self._experts[ancestor.uid] = self._retired.pop(ancestor.uid)
-                log.warning("a successor's weights are lost, rolled back", expert=row.uid, to=ancestor.uid)
-
-    def _ancestor(self, ancestors: Sequence[ExpertUid]) -> HostedExpert | None:
-        """The newest of these that is retired here."""
-        kept = [self._retired[uid] for uid in reversed(ancestors) if uid in self._retired]
-        return next((expert for expert in kept if expert.standing == "retired"), None)
-
-    @property
-    def unusable(self) -> Mapping[ExpertUid, str]:
-        """Experts in the state that this machine cannot build, such as of a kind whose package is gone: why not."""
-        return self._unusable
-
-    @property
-    def experts(self) -> Mapping[ExpertUid, HostedExpert]:
-        """The current ones: what is advertised, trained and averaged."""
-        return self._experts
-
-    @property
-    def retired(self) -> Mapping[ExpertUid, HostedExpert]:
-        """Those that another one has succeeded here, and successors that were rolled back; they only answer."""
-        return self._retired
-
-    def find(self, uid: ExpertUid) -> HostedExpert | None:
-        """The replica hosted here, current or retired; None if there is none."""
-        return self._experts.get(uid) or self._retired.get(uid)
-
-    def get(self, uid: ExpertUid) -> HostedExpert:
-        """The replica hosted here, current or retired.
-
-        Raises:
-            UnknownExpert: There is none.
-        """
-        expert = self.find(uid)
-        if expert is None:
-            raise UnknownExpert(uid)
-        return expert
-
-    def _current(self, uid: ExpertUid) -> HostedExpert:
-        try:
-            return self._experts[uid]
-        except KeyError:
-            raise UnknownExpert(uid) from None
 
     async def answer(self, uid: ExpertUid, features_BD: np.ndarray) -> Answer:
         """E_i(h) for a batch of trunk features, float32 ``(B, D)``, which may be computed together with others.
@@ -167,18 +85,6 @@ class ExpertHost:
         features = torch.from_numpy(features_BD if features_BD.flags.writeable else features_BD.copy())
         output_BC = probabilities(module, features.to(self._device))
         return np.asarray(output_BC.cpu().numpy())
-
-    def check_welcome(self, uid: ExpertUid) -> None:
-        """Whether an expert that is not current here may come to be, without taking another one's place.
-
-        Raises:
-            Refused: A current expert here succeeds it, or it is kept as retired or declined.
-        """
-        newer = next((expert.uid for expert in self._experts.values() if uid in expert.ancestors), None)
-        if newer is not None:
-            raise Refused(f"the expert {uid} was succeeded here by {newer}", hint="Roll that one back first.")
-        if (kept := self._retired.get(uid)) is not None:
-            raise Refused(f"the expert {uid} is kept here already, as {kept.standing}")
 
     async def adopt(
         self,
@@ -244,39 +150,6 @@ class ExpertHost:
         self._experts[uid] = expert
         return expert
 
-    async def keep(self, uid: ExpertUid) -> None:
-        """Host a replica for a reason of this node's own from now on, also if it came by placement.
-
-        Raises UnknownExpert if it is not hosted here, or not as current.
-        """
-        if (expert := self._current(uid)).placed:
-            expert.placed = False
-            await asyncio.to_thread(self._state.keep, uid)
-
-    async def drop(self, uid: ExpertUid, *, unwanted: bool) -> None:
-        """Host an expert no more, nor its retired and declined kin; `unwanted` ones are not to come back by themselves.
-
-        Raises:
-            UnknownExpert: It is not hosted here, or not as current.
-            Refused: It is in training.
-        """
-        expert = self._current(uid)
-        async with expert.changed:
-            self._current(uid)
-            _check_idle(expert)
-            family = [kept.uid for kept in self._retired.values() if kept.uid in expert.line or uid in kept.line]
-            # Averaged and advertised is what is current here: that ends before the disk forgets it.
-            del self._experts[uid]
-            unwanted_at = self._now_s() if unwanted else None
-            try:
-                await asyncio.to_thread(self._state.drop, [uid, *family], unwanted_at=unwanted_at)
-            except OSError:
-                self._experts[uid] = expert
-                raise
-            for relative in family:
-                del self._retired[relative]
-            self.changed.set()
-
     async def replace(self, uid: ExpertUid, weights: bytes) -> None:
         """Serve other weights of a hosted expert from now on; the group has them after the next round.
 
@@ -287,7 +160,7 @@ class ExpertHost:
         """
         expert = self._current(uid)
         async with expert.changed:
-            _check_idle(expert)
+            check_idle(expert)
             vector = _vector_in(copy.deepcopy(expert.module).cpu(), weights)
             await self._commit(expert, vector, cause=IMPORTED)
             await self.keep(uid)
@@ -311,37 +184,9 @@ class ExpertHost:
         learned = await self.vector_of(uid, weights) - await self.vector_of(uid, before)
         async with expert.changed:
             self._current(uid)
-            _check_idle(expert)
+            check_idle(expert)
             await self._commit(expert, self.snapshot(uid) + learned, cause=MERGED, tasks=tasks)
             await self.keep(uid)
-
-    async def retire(self, uid: ExpertUid) -> None:
-        """Host an expert no more but as one to go back to, that answers whoever still asks for it by its uid.
-
-        Raises:
-            UnknownExpert: It is not hosted here, or not as current.
-            Refused: It is in training.
-        """
-        expert = self._current(uid)
-        async with expert.changed:
-            self._current(uid)
-            _check_idle(expert)
-            await asyncio.to_thread(self._state.retire, uid)
-            expert.standing = "retired"
-            self._retired[uid] = self._experts.pop(uid)
-            self.changed.set()
-
-    async def revive(self, uid: ExpertUid) -> None:
-        """Host an expert again that was retired without a successor.
-
-        Raises:
-            UnknownExpert: It is not kept here as retired.
-        """
-        await asyncio.to_thread(self._state.revive, uid)
-        expert = self._retired.pop(uid)
-        expert.standing, expert.since, expert.placed = "current", self._now_s(), False
-        self._experts[uid] = expert
-        self.changed.set()
 
     async def succeed(  # noqa: PLR0913  # an argument a fact
         self,
@@ -399,7 +244,7 @@ class ExpertHost:
         )
         async with old.changed:
             self._current(old_uid)
-            _check_idle(old)
+            check_idle(old)
             if uid in self._experts:
                 raise Refused(f"the expert {uid} is hosted here already")
             new = HostedExpert(
@@ -438,7 +283,7 @@ class ExpertHost:
         expert = self._current(uid)
         async with expert.changed:
             self._current(uid)
-            _check_idle(expert)
+            check_idle(expert)
             ancestor = self._ancestor(expert.ancestors)
             if ancestor is None:
                 raise NoAncestorHere(uid)
@@ -446,26 +291,6 @@ class ExpertHost:
             await self._exchange(expert, ancestor, "declined", write)
             await self.keep(ancestor.uid)
             return ancestor
-
-    async def _exchange(
-        self, gone: HostedExpert, come: HostedExpert, standing: Standing, write: Callable[[], Generation | None]
-    ) -> HostedExpert:
-        """Write that one expert is current in another's place, and have it so here: never both, and never neither.
-
-        Also where the waiting is cancelled: what is current on the disk has to be what is current here.
-        """
-        writing = asyncio.ensure_future(asyncio.to_thread(write))
-        try:
-            await asyncio.shield(writing)
-        finally:
-            if (first := await writing) is not None:
-                come.generation, come.weights, come.committed_at = first.number, first.digest, first.created_at
-            gone.standing, come.standing, come.since = standing, "current", self._now_s()
-            self._retired.pop(come.uid, None)
-            del self._experts[gone.uid]
-            self._retired[gone.uid], self._experts[come.uid] = gone, come
-            self.changed.set()
-        return come
 
     async def start_over(
         self,
@@ -491,31 +316,11 @@ class ExpertHost:
         expert = self._current(uid)
         async with expert.changed:
             self._current(uid)
-            _check_idle(expert)
+            check_idle(expert)
             made = partial(build_first, uid, expert.architecture, weights, device=self._device, is_shared=False)
             built = await self._compute.run_own(made)
             write = partial(self._state.start_over, uid, built.data, cause=REDISTILLED, tasks=tasks, round_=round)
             serve(expert, built, await asyncio.to_thread(write))
-            self.changed.set()
-
-    async def erase(self, uid: ExpertUid) -> None:
-        """Keep nothing of an expert, whatever its standing, and serve it no more; the mesh's replicas are not asked.
-
-        Raises:
-            Refused: It is in training.
-        """
-        expert = self.find(uid)
-        # Nor is it ever to come back by itself, as what the mesh has too few of does.
-        erase = partial(self._state.drop, [uid], unwanted_at=math.inf)
-        if expert is None:  # one that this machine cannot build
-            await asyncio.to_thread(erase)
-            self._unusable.pop(uid, None)
-            return
-        async with expert.changed:
-            _check_idle(expert)
-            await asyncio.to_thread(erase)
-            self._experts.pop(uid, None)
-            self._retired.pop(uid, None)
             self.changed.set()
 
     async def begin_training(self, uid: ExpertUid) -> bytes:
@@ -611,11 +416,6 @@ class ExpertHost:
     ) -> None:
         await self._commits.commit(expert, change, cause=cause, reached=reached, number=number, tasks=tasks)
         self.changed.set()
-
-
-def _check_idle(expert: HostedExpert) -> None:
-    if expert.deltas is not None:
-        raise Refused(f"the expert {expert.uid} is in training", hint="`meshnode status` shows when it no longer is.")
 
 
 def _vector_in(module: nn.Module, weights: bytes) -> np.ndarray:
