@@ -53,9 +53,10 @@ class FeatureStore:
 
     def section(self, trunk: Trunk, images: NDArray[np.uint8]) -> torch.Tensor:
         """Phi(x), float32 ``(N, D)``, which does not depend on m and s; otherwise as `features`."""
+        pixels = torch.from_numpy(np.require(images, requirements="W"))  # torch wraps no read-only memory
         section = {name: value for name, value in trunk.state_dict().items() if name not in _CALIBRATED}
         form = {"kind": trunk.kind, "config": trunk.to_config()}
-        name = f"{tensors_digest(section, form)}-{tensors_digest({'images': torch.from_numpy(images)}, {})}"
+        name = f"{tensors_digest(section, form)}-{tensors_digest({'images': pixels}, {})}"
         path = self._folder / f"{name}.safetensors"
         raw_ND = _read(path, name)
         if raw_ND is None:

@@ -25,7 +25,7 @@ from experts.errors import MalformedDataset, UnknownTrunk
 from experts.networks.efficientnet_lite0 import IMAGENET_DEVIATION, IMAGENET_MEAN, build_layers, pretrained_tensors
 from experts.trunk.base import Trunk, section_batches
 
-__all__ = ["EFFICIENTNET_TAPS", "EfficientNetTrunk", "channel_components", "load_efficientnet"]
+__all__ = ["EFFICIENTNET_TAPS", "EfficientNetTrunk", "channel_components", "check_tap", "load_efficientnet"]
 
 
 class _Tap(NamedTuple):
@@ -205,9 +205,7 @@ def load_efficientnet(tap: str, *, pixels: int = 64) -> EfficientNetTrunk:
         tap is not known or the size out of range. CorruptWeights: If the package's file is not the one this
         was made with.
     """
-    # On the meta device torch's own initialisation draws nothing from the global stream.
-    with torch.device("meta"):
-        trunk = EfficientNetTrunk.from_config({"tap": tap, "input_pixels": pixels})
+    trunk = _unfilled(tap, pixels)
     folded = {"mean_D": torch.zeros(trunk.feature_dim), "deviation_D": torch.ones(trunk.feature_dim)}
     parts = _parsed(tap)
     for part in parts:
@@ -218,6 +216,21 @@ def load_efficientnet(tap: str, *, pixels: int = 64) -> EfficientNetTrunk:
         folded[f"layers.{name}"] = value
     load_tensors(trunk, folded)
     return trunk
+
+
+def check_tap(tap: str, *, pixels: int) -> None:
+    """Whether there is such a section, without its weights.
+
+    Raises:
+        UnknownTrunk: As `load_efficientnet`.
+    """
+    _unfilled(tap, pixels)
+
+
+def _unfilled(tap: str, pixels: int) -> EfficientNetTrunk:
+    # On the meta device torch's own initialisation draws nothing from the global stream.
+    with torch.device("meta"):
+        return EfficientNetTrunk.from_config({"tap": tap, "input_pixels": pixels})
 
 
 def _parsed(tap: str) -> tuple[_Part, ...]:

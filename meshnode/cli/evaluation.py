@@ -87,7 +87,11 @@ def evaluation(  # noqa: PLR0913  # a parameter an option
     try:
         done = evaluate(plan, out, session.output.note)
     except KeyboardInterrupt:
-        session.output.note(f"Interrupted: finished runs are in {out / 'runs'}, and the same line goes on from them.")
+        kept, goes_on = f"finished runs are in {out / 'runs'}", "the same line goes on from them"
+        if session.output.as_json:
+            session.output.failure("interrupted", f"interrupted; {kept}", f"{goes_on.capitalize()}.")
+        else:
+            session.output.note(f"Interrupted: {kept}, and {goes_on}.")
         raise
     for row, number in done.document["measured"]["constant_runs"][plan.name].items():
         session.output.note(

@@ -9,6 +9,7 @@ from typing import Literal
 import platformdirs
 
 from experts.data.image_files import ReadingProgress
+from experts.errors import UnknownTrunk
 from experts.evaluation.inputs import Inputs
 from experts.evaluation.scenarios.base import Scenario
 from experts.evaluation.scenarios.file import scenario_from_file
@@ -16,6 +17,7 @@ from experts.evaluation.scenarios.registry import SCENARIO_NAMES, make_scenario
 from experts.evaluation.suite.method import Method
 from experts.evaluation.suite.methods import METHOD_NAMES, ROUTED, on_features, on_pixels
 from experts.evaluation.suite.settings import SAME_BYTES, Given
+from experts.trunk.efficientnet import EFFICIENTNET_TAPS, check_tap
 from meshnode.datasets import load_dataset
 from meshnode.errors import UnknownName
 
@@ -27,7 +29,7 @@ class Plan:
     """An evaluation, before anything is loaded.
 
     Raises:
-        UnknownName: If there is no such scenario or method.
+        UnknownName: If there is no such scenario, method or tap.
     """
 
     scenario: str
@@ -56,9 +58,18 @@ class Plan:
         for name in self.methods:
             if name not in METHOD_NAMES:
                 raise UnknownName("method", name, near=_near(name, METHOD_NAMES), known=METHOD_NAMES)
+        if self.on != "pixels":
+            self._check_tap()
         if not self.is_file and self.scenario not in SCENARIO_NAMES:
             near = _near(self.scenario, SCENARIO_NAMES)
             raise UnknownName("scenario", self.scenario, near=near, known=(*SCENARIO_NAMES, "or a file.toml"))
+
+    def _check_tap(self) -> None:
+        try:
+            check_tap(self.tap, pixels=self.pixels)
+        except UnknownTrunk as exc:
+            known = (*EFFICIENTNET_TAPS, f"or several, such as {'+'.join(EFFICIENTNET_TAPS)}")
+            raise UnknownName("tap", self.tap, near=_near(self.tap, EFFICIENTNET_TAPS), known=known) from exc
 
     @property
     def is_file(self) -> bool:

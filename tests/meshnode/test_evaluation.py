@@ -13,8 +13,9 @@ from cli_process import meshnode
 from experts.data.npz import save_task
 from experts.evaluation.runner import RunResult, run_scenario
 from experts.evaluation.suite import table
-from experts.evaluation.suite.settings import PUBLISHED_SPLIT, TUNED, Settings
-from meshnode.errors import ResultUnreadable, ScenarioUnusable, UnknownName
+from experts.evaluation.suite.settings import TUNED, Settings
+from meshnode.cli.app import run_line
+from meshnode.errors import ExitCode, ResultUnreadable, ScenarioUnusable, UnknownName
 from meshnode.evaluation import Plan, evaluate
 
 
@@ -96,6 +97,20 @@ def test_an_interrupted_evaluation_goes_on_with_what_is_left(
     assert learned == [learned[0], "EWC", "EWC", learned[0]]
 
 
+def test_who_reads_documents_is_told_of_an_interruption_in_one(
+    scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> RunResult:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(table, "run_scenario", interrupted)
+    line = ["eval", str(scenario), "--method", "SGD", "--on", "pixels", "--out", str(tmp_path / "out")]
+    assert run_line(["--json", *line]) == ExitCode.INTERRUPTED
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "interrupted"
+    assert run_line(line) == ExitCode.INTERRUPTED
+    assert not capsys.readouterr().out
+
+
 def test_what_a_report_could_not_read_is_told_before_anything_is_learned(scenario: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.json").write_text("[1]")
@@ -108,7 +123,7 @@ def test_what_a_report_could_not_read_is_told_before_anything_is_learned(scenari
 def test_a_network_that_has_diverged_is_pointed_out_and_another_rate_is_found(
     scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    too_fast = {**PUBLISHED_SPLIT, "ER 200": Settings(lr=10.0)}
+    too_fast = {**TUNED["class-incremental"]["pixels"], "ER 200": Settings(lr=10.0)}
     monkeypatch.setitem(TUNED["class-incremental"], "pixels", too_fast)  # type: ignore[arg-type]
     plan = Plan(scenario=str(scenario), methods=("ER 200", "SLDA"), on="pixels")
     done = evaluate(plan, tmp_path / "out", _ignore)
@@ -137,7 +152,7 @@ def test_replay_of_as_many_bytes_keeps_no_more_than_experts_and_router_do(scenar
         (("split-digits", "--method", "ewc"), 2, "unknown_name", "EWC"),
         (("split-cifar-100", "--data", "nowhere"), 11, "resource_absent", "cs.toronto.edu"),
         (("nowhere.toml",), 1, "scenario_unusable", "nowhere.toml"),
-        (("split-digits", "--tap", "Z9", "--method", "SLDA"), 1, "scenario_unusable", "Z9"),
+        (("split-digits", "--tap", "Z9"), 2, "unknown_name", "B4, E5"),
         (
             ("split-digits", "--method", "router argmax by domain"),
             1,
