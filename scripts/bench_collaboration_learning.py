@@ -35,7 +35,7 @@ from experts.distillation import DistillationConfig, DistillationData, Distillat
 from experts.distillation.data import TeacherLogits
 from experts.evaluation.features import FeatureStore
 from experts.evaluation.metrics import accuracy
-from experts.evaluation.suite.methods import EXPERT_HIDDEN
+from experts.evaluation.suite.settings import EXPERT_HIDDEN
 from experts.generators import torch_generator
 from experts.router.gating import gate
 from experts.router.ridge import RouterConfig, solve_ridge

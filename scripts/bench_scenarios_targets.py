@@ -56,16 +56,19 @@ ROTATED_DRAWS = 6
 EXPERTS_OVER_ARGMAX = 2.0
 """Points by which routed experts must exceed the router alone on at least one scenario."""
 
-OVER_REPLAY = {
-    "DER++ same bytes, trunk": 1.0,
-    "DER++ 500, trunk": 4.0,
-    "DER++ 200, trunk": 6.0,
-    "DER++ 500, pixels": 9.0,
-    "DER++ 200, pixels": 13.0,
-}
-"""Points by which they must exceed replay on the same trunk and on pixels, on `OVER_REPLAY_ON`."""
-
 OVER_REPLAY_ON = "split-fashion-mnist"
+
+OVER_REPLAY = (
+    (OVER_REPLAY_ON, "DER++ same bytes, trunk", 1.0),
+    (OVER_REPLAY_ON, "DER++ 500, trunk", 4.0),
+    (OVER_REPLAY_ON, "DER++ 200, trunk", 6.0),
+    (OVER_REPLAY_ON, "DER++ 500, pixels", 9.0),
+    (OVER_REPLAY_ON, "DER++ 200, pixels", 13.0),
+    (PROTOCOL, "DER++ 500, pixels", 9.0),
+    (PROTOCOL, "DER++ 200, pixels", 13.0),
+)
+"""Points by which they, on `OVER_REPLAY_ON`, must exceed replay: on the same trunk, on the same images' pixels, and on
+the pixels of three times as many by Mammoth's protocol."""
 
 
 def targets_of(figures: Mapping[str, Any], sgd_task: Sequence[float]) -> dict[str, Any]:
@@ -85,11 +88,12 @@ def targets_of(figures: Mapping[str, Any], sgd_task: Sequence[float]) -> dict[st
             "best": best,
             "points": gains,
         }
-    rows = figures.get(OVER_REPLAY_ON, {})
-    for rival, least in OVER_REPLAY.items() if "routed experts, trunk" in rows else ():
-        if rival in rows:
-            points = rows["routed experts, trunk"]["accuracy"] - rows[rival]["accuracy"]
-            name = f"routed experts over {rival}, {OVER_REPLAY_ON}"
+    ours = figures.get(OVER_REPLAY_ON, {}).get("routed experts, trunk")
+    for scenario, rival, least in OVER_REPLAY if ours else ():
+        of_rival = figures.get(scenario, {}).get(rival)
+        if of_rival is not None:
+            points = ours["accuracy"] - of_rival["accuracy"]
+            name = f"routed experts over {rival}, {scenario}"
             targets[name] = {"target": f">= {least:g}", "met": points >= least, "points": points}
     for scenario, held_against in MAMMOTH.items():
         for method, (reference, within) in held_against.items():

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from experts.errors import NothingToLearnFrom, SettingOutOfRange
 from experts.evaluation.cost import count_flops
+from experts.evaluation.heads import Heads
 
 __all__ = ["Objective", "TrainingConfig", "train"]
 
@@ -57,6 +58,13 @@ class TrainingConfig:
 class Objective:
     """What a step descends: by itself the mean cross-entropy of the batch; methods say what they do otherwise."""
 
+    def __init__(self, heads: Heads | None = None) -> None:
+        """
+        Args:
+            heads: Of the network; None for one of all columns.
+        """
+        self._heads = heads
+
     @property
     def num_replayed(self) -> int:
         """Items that the next step takes beside its batch: what it costs depends on them."""
@@ -69,7 +77,15 @@ class Objective:
             network: Maps inputs ``(B, ...)`` to logits ``(B, C)``.
             batch: Rows of the data: inputs, columns, and what else the data has.
         """
-        return functional.cross_entropy(network(batch[0]), batch[1])
+        return self.cross_entropy(network(batch[0]), batch[1])
+
+    def cross_entropy(self, logits_BC: Tensor, columns_B: Tensor) -> Tensor:
+        """The mean, in nats, among the classes of each label's head."""
+        return functional.cross_entropy(self.of_own_head(logits_BC, columns_B), columns_B)
+
+    def of_own_head(self, logits_BC: Tensor, columns_B: Tensor) -> Tensor:
+        """Logits ``(B, ..., C)``, as low as can be outside the head of each label."""
+        return logits_BC if self._heads is None else self._heads.own(logits_BC, columns_B)
 
     def learned(self, batch: tuple[Tensor, ...]) -> None:
         """Told of each batch after its step, and not again in a further epoch."""

@@ -151,6 +151,20 @@ def test_lwf_goes_on_saying_of_new_images_what_it_said_of_old_classes() -> None:
     assert moved[1] < moved[0] / 2
 
 
+def test_icarl_learns_classes_that_come_again_and_keeps_as_many_of_each_domain() -> None:
+    config = TrainingConfig(epochs=20, batch_size=8, lr=0.3)
+    learner = IcarlBaseline(on_pixels(), config, capacity=20, seed=0)
+    again, again_test = (task("north", "west", seed=seed, inverted=True) for seed in (2, 3))
+    learner.learn(FIRST)
+    assert {len(kept) for kept in learner._exemplars.values()} == {10}
+    assert score(learner, again_test) < 0.6
+    learner.learn(again)
+    assert [len(kept) for kept in learner._exemplars.values()] == [5] * 4
+    dark = [kept.mean() < 0.5 for kept in learner._exemplars.values()]
+    assert dark == [True, True, False, False]
+    assert min(score(learner, FIRST_TEST), score(learner, again_test)) > 0.9
+
+
 def test_features_have_no_mirror_image() -> None:
     on_features = NetworkSetup(inputs=FlatInputs(), form=feature_head, classes=CLASSES)
     with pytest.raises(SettingOutOfRange):

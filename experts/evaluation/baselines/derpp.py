@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from experts.errors import SettingOutOfRange
 from experts.evaluation.baselines.network import NetworkBaseline, NetworkSetup
+from experts.evaluation.heads import Heads
 from experts.evaluation.reservoir import Reservoir
 from experts.evaluation.training import Objective, TrainingConfig, train
 from experts.generators import torch_generator
@@ -67,7 +68,7 @@ class DarkReplayBaseline(NetworkBaseline):
         super().__init__(f"DER++ {replay.capacity}", setup, config, seed=seed)
         generator = torch_generator(seed, f"{self.name}/reservoir")
         self._reservoir = Reservoir(replay.capacity, draw_size=replay.replay_size, generator=generator)
-        self._objective = DarkReplay(self._reservoir, replay.alpha, replay.beta)
+        self._objective = DarkReplay(self._reservoir, replay.alpha, replay.beta, self._heads)
 
     def _num_kept(self) -> int:
         return len(self._reservoir)
@@ -82,13 +83,15 @@ class DarkReplayBaseline(NetworkBaseline):
 class DarkReplay(Objective):
     """The loss above."""
 
-    def __init__(self, reservoir: Reservoir, alpha: float, beta: float) -> None:
+    def __init__(self, reservoir: Reservoir, alpha: float, beta: float, heads: Heads | None = None) -> None:
         """
         Args:
             reservoir: Of inputs, columns and logits.
-            alpha: Weight of the logits.
+            alpha: Weight of the logits, those of other heads too.
             beta: Weight of the labels.
+            heads: Of the network.
         """
+        super().__init__(heads)
         self._reservoir = reservoir
         self._alpha = alpha
         self._beta = beta
@@ -103,12 +106,12 @@ class DarkReplay(Objective):
         """The three terms; the first alone while nothing is kept."""
         logits_BC = network(batch[0])
         self._logits_BC = logits_BC.detach()
-        loss = functional.cross_entropy(logits_BC, batch[1])
+        loss = self.cross_entropy(logits_BC, batch[1])
         of_logits, of_labels = self._reservoir.draw(), self._reservoir.draw()
         if of_logits is None or of_labels is None:
             return loss
         loss = loss + self._alpha * functional.mse_loss(network(of_logits[0]), of_logits[2])
-        return loss + self._beta * functional.cross_entropy(network(of_labels[0]), of_labels[1])
+        return loss + self._beta * self.cross_entropy(network(of_labels[0]), of_labels[1])
 
     def learned(self, batch: tuple[Tensor, ...]) -> None:
         """The batch is kept with the logits that it had before its step."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from experts.evaluation.baselines.network import NetworkBaseline, NetworkSetup
+from experts.evaluation.heads import Heads
 from experts.evaluation.reservoir import Reservoir
 from experts.evaluation.training import Objective, TrainingConfig, train
 from experts.generators import torch_generator
@@ -43,13 +44,15 @@ class ReplayBaseline(NetworkBaseline):
         return len(self._reservoir)
 
     def _train(self, inputs_N: Tensor, columns_N: Tensor) -> int:
-        return train(self._network, (inputs_N, columns_N), self._config, self._generator, _Replayed(self._reservoir))
+        objective = _Replayed(self._reservoir, self._heads)
+        return train(self._network, (inputs_N, columns_N), self._config, self._generator, objective)
 
 
 class _Replayed(Objective):
     """The batch and a draw of the reservoir as one."""
 
-    def __init__(self, reservoir: Reservoir) -> None:
+    def __init__(self, reservoir: Reservoir, heads: Heads | None) -> None:
+        super().__init__(heads)
         self._reservoir = reservoir
 
     @property

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from experts.errors import SettingOutOfRange
 from experts.evaluation.baselines.network import NetworkBaseline, NetworkSetup
 from experts.evaluation.cost import count_flops
+from experts.evaluation.heads import Heads, OneHead
 from experts.evaluation.training import Objective, TrainingConfig, train
 from experts.preservation.fisher import fisher_diagonal
 
@@ -52,26 +53,38 @@ class EwcBaseline(NetworkBaseline):
         return sum(value.nbytes for value in self._fisher.values())
 
     def _train(self, inputs_N: Tensor, columns_N: Tensor) -> int:
-        objective = Consolidated(self._network, self._fisher, self._strength)
+        objective = Consolidated(self._network, self._fisher, self._strength, self._heads)
         flops = train(self._network, (inputs_N, columns_N), self._config, self._generator, objective)
-        of_task, of_fisher = count_flops(lambda: fisher_diagonal(self._network, inputs_N, columns_N))
+        of_task, of_fisher = count_flops(lambda: self._information(inputs_N, columns_N))
         self._fisher = {
             name: self._gamma * self._fisher[name] + value if name in self._fisher else value
             for name, value in of_task.items()
         }
         return flops + of_fisher
 
+    def _information(self, inputs_N: Tensor, columns_N: Tensor) -> dict[str, Tensor]:
+        """I by the names of the network's parameters; where it has heads, of the task's own."""
+        if self._heads is None:
+            return fisher_diagonal(self._network, inputs_N, columns_N)
+        head = OneHead(self._network, set(columns_N.tolist()))
+        of_head = fisher_diagonal(head, inputs_N, columns_N)
+        return {name.removeprefix("network."): value for name, value in of_head.items()}
+
 
 class Consolidated(Objective):
     """Cross-entropy and the penalty, which begins at 0."""
 
-    def __init__(self, network: nn.Module, fisher: Mapping[str, Tensor], strength: float) -> None:
+    def __init__(
+        self, network: nn.Module, fisher: Mapping[str, Tensor], strength: float, heads: Heads | None = None
+    ) -> None:
         """
         Args:
             network: Whose weights, as they are now, are theta*.
             fisher: F by the names of `named_parameters`; empty before the first task.
             strength: lambda.
+            heads: Of the network.
         """
+        super().__init__(heads)
         self._held = {name: value.detach().clone() for name, value in network.named_parameters() if name in fisher}
         self._fisher = fisher
         self._strength = strength

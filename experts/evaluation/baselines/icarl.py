@@ -1,13 +1,13 @@
 """iCaRL: exemplars by herding, a network distilled by itself, and the nearest mean of exemplars as the answer.
 
     L = mean over items and columns of BCE(sigma(f(x)), q)
-    q_c = sigma(f_old(x))_c for the classes learned before, [y = c] for the task's and those to come
+    q_c = sigma(f_old(x))_c for the classes learned before that do not come again, [y = c] for all others
     y* = argmin_c |phi(x) - mu_c|,  mu_c the mean of phi over the exemplars of c, at length 1
 
 with phi the input of the last layer at length 1 (Rebuffi et al. 2017, arXiv:1611.07725, algorithms 1 to 5). Exemplars
 are trained on beside the task's images, as many of each class as there is place for. The mean over all columns, those
-of classes to come among them, is that of the authors' code. Classes that come again, of which the paper does not
-speak, have exemplars chosen anew out of the kept ones and those that come.
+of classes to come among them, is that of the authors' code. Of classes that come again, as in another
+domain, the paper does not speak: here they have labels like new ones, and a set of exemplars for each time they came.
 
 Legend: N items, B batch, D feature, C class.
 """
@@ -41,7 +41,7 @@ class IcarlBaseline(NetworkBaseline):
         Args:
             setup: The network, a sequence of layers of which the last is the classifier.
             config: Of the training on each task.
-            capacity: Exemplars kept, at least 1: the same number of each class, the rest of the places is left empty.
+            capacity: Exemplars kept, at least 1: the same number in each set, the rest of the places is left empty.
             mirrored: Whether mu is of the exemplars and their mirror images, as in the authors' code; of pixels only.
             seed: Of the initial weights and the order of images.
 
@@ -55,8 +55,9 @@ class IcarlBaseline(NetworkBaseline):
             raise SettingOutOfRange("mirrored", mirrored, allowed="false, since the inputs are no images")
         self._capacity = capacity
         self._mirrored = mirrored
-        self._exemplars: dict[int, Tensor] = {}
-        """Inputs by column, in the order of their worth."""
+        self._num_tasks = 0
+        self._exemplars: dict[tuple[int, int], Tensor] = {}
+        """Inputs by column and task, in the order of their worth."""
         self._means: dict[int, Tensor] = {}
         """mu by column, ``(D,)`` of length 1."""
 
@@ -71,25 +72,32 @@ class IcarlBaseline(NetworkBaseline):
 
     def _train(self, inputs_N: Tensor, columns_N: Tensor) -> int:
         came = sorted(set(columns_N.tolist()))
-        kept_columns = [torch.full((len(kept),), column) for column, kept in self._exemplars.items()]
+        gone = {column for column, _ in self._exemplars} - set(came)
+        new_N, new_columns_N = inputs_N, columns_N
+        kept_columns = [torch.full((len(kept),), column) for (column, _), kept in self._exemplars.items()]
         inputs_N = torch.cat([inputs_N, *self._exemplars.values()])
         columns_N = torch.cat([columns_N, *kept_columns])
         said_NC, flops = count_flops(lambda: outputs_of(self._network, inputs_N))
-        targets_NC = soft_targets(said_NC, columns_N, sorted(self._exemplars))
+        targets_NC = soft_targets(said_NC, columns_N, sorted(gone))
         data = (inputs_N, columns_N, targets_NC)
         flops += train(self._network, data, self._config, self._generator, Sigmoids())
-        _, of_choice = count_flops(lambda: self._choose(inputs_N, columns_N, came))
+        _, of_choice = count_flops(lambda: self._choose(new_N, new_columns_N, came))
         return flops + of_choice
 
     def _choose(self, inputs_N: Tensor, columns_N: Tensor, came: Sequence[int]) -> None:
-        """Exemplars of the classes that came, and as many of the others' first ones as there is place for."""
-        share = self._capacity // len(self._exemplars.keys() | set(came))
-        self._exemplars = {column: kept[:share] for column, kept in self._exemplars.items()}
+        """Exemplars of the classes that came, and as many first ones of every older set as there is place for."""
+        share = self._capacity // (len(self._exemplars) + len(came))
+        self._exemplars = {one: kept[:share] for one, kept in self._exemplars.items()}
         for column in came:
             of_class_N = inputs_N[columns_N == column]
             unit_ND = self._unit(of_class_N)
-            self._exemplars[column] = of_class_N[herded(unit_ND, unit_ND.mean(dim=0), share)]
-        self._means = {column: self._mean(kept) for column, kept in self._exemplars.items() if len(kept)}
+            chosen = herded(unit_ND, unit_ND.mean(dim=0), share)
+            self._exemplars[column, self._num_tasks] = of_class_N[chosen]
+        self._num_tasks += 1
+        of_class: dict[int, list[Tensor]] = {}
+        for (column, _), kept in self._exemplars.items():
+            of_class.setdefault(column, []).append(kept)
+        self._means = {column: self._mean(torch.cat(kept)) for column, kept in of_class.items() if share}
 
     def _mean(self, kept: Tensor) -> Tensor:
         if self._mirrored:
@@ -114,7 +122,7 @@ def soft_targets(said_NC: Tensor, columns_N: Tensor, old: Sequence[int]) -> Tens
     Args:
         said_NC: Logits of the network before the task.
         columns_N: int64, the labels.
-        old: Columns of the classes learned before.
+        old: Columns of the classes learned before that do not come again.
     """
     targets_NC = functional.one_hot(columns_N, said_NC.shape[1]).to(said_NC)
     targets_NC[:, old] = torch.sigmoid(said_NC[:, old])

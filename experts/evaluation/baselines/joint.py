@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from experts.evaluation.baselines.network import NetworkBaseline, NetworkSetup
-from experts.evaluation.training import TrainingConfig, train
+from experts.evaluation.training import Objective, TrainingConfig, train
 from experts.generators import torch_generator
 
 __all__ = ["JointBaseline"]
@@ -36,4 +36,4 @@ class JointBaseline(NetworkBaseline):
         generator = torch_generator(self._seed, self.name)
         self._network = self._setup.build(generator)
         union = torch.cat([inputs for inputs, _ in self._tasks]), torch.cat([columns for _, columns in self._tasks])
-        return train(self._network, union, self._config, generator)
+        return train(self._network, union, self._config, generator, Objective(self._heads))

@@ -17,12 +17,12 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from experts.distillation.loss import distillation_loss
 from experts.errors import SettingOutOfRange
 from experts.evaluation.baselines.network import NetworkBaseline, NetworkSetup, outputs_of
 from experts.evaluation.cost import count_flops
+from experts.evaluation.heads import Heads
 from experts.evaluation.networks import without_classifier
 from experts.evaluation.training import Objective, TrainingConfig, train
 
@@ -59,7 +59,7 @@ class LwfBaseline(NetworkBaseline):
         said_NC, flops = count_flops(lambda: outputs_of(self._network, inputs_N))
         seen = self._old | set(columns_N.tolist())
         flops += self._warm_up(inputs_N, columns_N, seen - self._old)
-        objective = Remembered(self._old, seen, self._strength, self._temperature)
+        objective = Remembered(self._old, seen, self._strength, self._temperature, self._heads)
         flops += train(self._network, (inputs_N, columns_N, said_NC), self._config, self._generator, objective)
         self._old = seen
         return flops
@@ -79,15 +79,24 @@ class LwfBaseline(NetworkBaseline):
 class Remembered(Objective):
     """The loss above; its data has the old network's logits as third part, where there are old classes."""
 
-    def __init__(self, old: Collection[int], seen: Collection[int], strength: float, temperature: float) -> None:
+    def __init__(
+        self,
+        old: Collection[int],
+        seen: Collection[int],
+        strength: float,
+        temperature: float,
+        heads: Heads | None = None,
+    ) -> None:
         """
         Args:
             old: Columns of the classes learned before; none before the first task.
             seen: These and the task's.
             strength: lambda_o.
             temperature: T.
+            heads: Of the network, each of which goes on saying what it said.
         """
-        self._old = sorted(old)
+        super().__init__(heads)
+        self._old_heads = ([sorted(old)] if old else []) if heads is None else heads.parted(old)
         self._seen = sorted(seen)
         self._strength = strength
         self._temperature = temperature
@@ -97,9 +106,8 @@ class Remembered(Objective):
         logits_BC = network(batch[0])
         masked_BC = torch.full_like(logits_BC, -torch.inf)
         masked_BC[:, self._seen] = logits_BC[:, self._seen]
-        loss = functional.cross_entropy(masked_BC, batch[1])
-        if not self._old:
-            return loss
-        said_BC = batch[2]
-        kept = distillation_loss(logits_BC[:, self._old], said_BC[:, self._old], None, 0.0, self._temperature)
-        return loss + self._strength * kept
+        loss = self.cross_entropy(masked_BC, batch[1])
+        for own in self._old_heads:
+            kept = distillation_loss(logits_BC[:, own], batch[2][:, own], None, 0.0, self._temperature)
+            loss = loss + self._strength * kept
+        return loss

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from experts.errors import SettingOutOfRange
 from experts.evaluation.baselines.network import NetworkBaseline, NetworkSetup
+from experts.evaluation.heads import Heads
 from experts.evaluation.networks import NetworkForm
 from experts.evaluation.training import Objective, TrainingConfig, train
 from experts.mixture.config import MixtureConfig
@@ -45,7 +46,7 @@ class MixtureBaseline(NetworkBaseline):
         super().__init__("mixture of experts", setup, config, seed=seed)
         if not 0.0 <= balance < math.inf:
             raise SettingOutOfRange("balance", balance, allowed="finite and at least 0")
-        self._objective = Balanced(balance)
+        self._objective = Balanced(balance, self._heads)
 
     def _train(self, inputs_N: Tensor, columns_N: Tensor) -> int:
         return train(self._network, (inputs_N, columns_N), self._config, self._generator, self._objective)
@@ -72,17 +73,22 @@ class GatedNetwork(nn.Module):
 class Balanced(Objective):
     """The loss above."""
 
-    def __init__(self, balance: float) -> None:
+    def __init__(self, balance: float, heads: Heads | None = None) -> None:
         """
         Args:
             balance: lambda_b.
+            heads: Of each expert.
         """
+        super().__init__(heads)
         self._regulariser = RegulariserConfig(lambda_s=0.0, lambda_b=balance)
 
     def loss(self, network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         """Both terms, in nats."""
         assert isinstance(network, GatedNetwork), "the network is no mixture"
-        return mixture_loss(*network.parts(batch[0]), batch[1], tau=1.0, regulariser=self._regulariser)
+        logits_BE, log_p_BEC = network.parts(batch[0])
+        if self._heads is not None:
+            log_p_BEC = self.of_own_head(log_p_BEC, batch[1]).log_softmax(dim=2)
+        return mixture_loss(logits_BE, log_p_BEC, batch[1], tau=1.0, regulariser=self._regulariser)
 
 
 def gated_network(*, num_experts: int, expert_hidden: int, router_hidden: int, input_scale: float = 0.3) -> NetworkForm:

@@ -17,6 +17,7 @@ from experts.distillation.loss import align_logits, distillation_loss
 from experts.errors import SettingOutOfRange
 from experts.evaluation.baselines.network import NetworkBaseline, NetworkSetup
 from experts.evaluation.baselines.ridge_state import ridge_flops
+from experts.evaluation.heads import Heads
 from experts.evaluation.training import Objective, TrainingConfig, train
 from experts.generators import torch_generator
 from experts.router.ridge import RouterConfig, solve_ridge
@@ -57,7 +58,7 @@ class MonolithicBaseline(NetworkBaseline):
             raise SettingOutOfRange("temperature", temperature, allowed="above 0")
         self._seed = seed
         self._keeps_all = keeps_all
-        self._objective = Taught(alpha, temperature)
+        self._objective = Taught(alpha, temperature, self._heads)
         self._tasks: list[tuple[Tensor, Tensor, Tensor]] = []
         """Inputs, columns and the teacher's logits, of all tasks that are kept."""
 
@@ -91,15 +92,18 @@ class MonolithicBaseline(NetworkBaseline):
 class Taught(Objective):
     """The loss above; its data has the teacher's logits as third part, -inf for a class it does not know."""
 
-    def __init__(self, alpha: float, temperature: float) -> None:
+    def __init__(self, alpha: float, temperature: float, heads: Heads | None = None) -> None:
         """
         Args:
             alpha: Weight of the labels.
             temperature: T.
+            heads: Of the student.
         """
+        super().__init__(heads)
         self._alpha = alpha
         self._temperature = temperature
 
     def loss(self, network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         """Both terms, in nats."""
-        return distillation_loss(network(batch[0]), batch[2], batch[1], self._alpha, self._temperature)
+        own_BC = self.of_own_head(network(batch[0]), batch[1])
+        return distillation_loss(own_BC, batch[2], batch[1], self._alpha, self._temperature)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from experts.data.dataset import ImageDataset, class_columns
 from experts.evaluation.baselines.base import Baseline
 from experts.evaluation.cost import Holdings
+from experts.evaluation.heads import Heads
 from experts.evaluation.inputs import Inputs
 from experts.evaluation.networks import NetworkForm
 from experts.evaluation.training import TrainingConfig
@@ -42,6 +43,16 @@ class NetworkSetup:
     classes: tuple[str, ...]
     """All that will come, its columns, sorted."""
 
+    told: tuple[tuple[str, ...], ...] = ()
+    """Classes of each task, where tasks are told: the network has a head for each. None where they are not."""
+
+    @property
+    def heads(self) -> Heads | None:
+        """Of the network; None for one of all columns."""
+        if not self.told:
+            return None
+        return Heads([class_columns(own, self.classes).tolist() for own in self.told], len(self.classes))
+
     def build(self, generator: torch.Generator) -> nn.Module:
         """The network with initial weights from the generator."""
         return self.form(self.inputs.shape, self.classes, generator)
@@ -64,6 +75,7 @@ class NetworkBaseline(Baseline):
         self._config = config
         self._generator = torch_generator(seed, name)
         self._network = setup.build(self._generator)
+        self._heads = setup.heads
         self._flops = 0
         self._sent_bytes = 0
         self._image_bytes = 0

@@ -8,7 +8,7 @@ learning", arXiv:2004.07211, table 2).
 from torch import Tensor
 
 from experts.evaluation.baselines.network import NetworkBaseline, NetworkSetup
-from experts.evaluation.training import TrainingConfig, train
+from experts.evaluation.training import Objective, TrainingConfig, train
 
 __all__ = ["SequentialBaseline"]
 
@@ -26,4 +26,5 @@ class SequentialBaseline(NetworkBaseline):
         super().__init__("sequential", setup, config, seed=seed)
 
     def _train(self, inputs_N: Tensor, columns_N: Tensor) -> int:
-        return train(self._network, (inputs_N, columns_N), self._config, self._generator)
+        objective = Objective(self._heads)
+        return train(self._network, (inputs_N, columns_N), self._config, self._generator, objective)

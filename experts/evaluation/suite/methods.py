@@ -4,12 +4,9 @@ None of these was chosen on a test image: see `networks` for those that train on
 images (scripts/bench_scenarios_tuning.py).
 """
 
-from collections.abc import Callable
-
 from experts.continual.novelty import NoveltyConfig
 from experts.continual.settings import LearnerConfig
 from experts.distillation.config import DistillationConfig
-from experts.evaluation.baselines.base import Baseline
 from experts.evaluation.baselines.continual_learner import ContinualMethod
 from experts.evaluation.baselines.nearest_mean import NearestMean
 from experts.evaluation.baselines.network import NetworkSetup
@@ -30,26 +27,31 @@ from experts.evaluation.suite.networks import (
     same_bytes_items,
     to_the_end,
 )
-from experts.evaluation.suite.settings import PUBLISHED_ROTATED, PUBLISHED_SPLIT, SAME_BYTES, TUNED, Given
+from experts.evaluation.suite.settings import (
+    EXPERT_HIDDEN,
+    PUBLISHED_ROTATED,
+    PUBLISHED_SPLIT,
+    SAME_BYTES,
+    TUNED,
+    Given,
+)
 from experts.router.features import ReluFeaturesConfig
 from experts.router.ridge import RouterConfig
 
 __all__ = [
-    "EXPERT_HIDDEN",
     "EXPERT_STEPS",
     "METHOD_NAMES",
+    "PROJECTED_RIDGE",
     "ROUTED",
     "VECTOR_SIDE",
     "learner_config",
     "on_features",
     "on_pixels",
+    "projected_ridge",
     "published",
     "routed",
     "same_bytes",
 ]
-
-EXPERT_HIDDEN = {"class-incremental": 8, "domain-incremental": 16, "task-incremental": 16}
-"""Eight serve two classes, 16 ten."""
 
 EXPERT_STEPS = 3000
 """Of distillation for each expert: some 24 passes over a domain of 4,000 images."""
@@ -57,13 +59,16 @@ EXPERT_STEPS = 3000
 PROJECTION = 1500
 """Random features of the projected router."""
 
+PROJECTED_RIDGE = 1e-3
+"""Its regulariser: more features than the trunk's want a stronger one than `RouterConfig` has."""
+
 VECTOR_SIDE = 32
 """Pixels of a side, at most, of an image that is one vector: statistics are as large as the square of its length."""
 
 ROUTED = "routed experts"
 
 METHOD_NAMES = (
-    *PUBLISHED_SPLIT,
+    *TUNED["class-incremental"]["trunk"],
     "joint",
     "central distillation",
     "nearest mean",
@@ -82,11 +87,7 @@ def published(scenario: Scenario) -> list[Method]:
     """What Mammoth's figures are held against: on pixels, by its protocol and arguments, the joint model too."""
     settings = PUBLISHED_ROTATED if scenario.kind == "domain-incremental" else PUBLISHED_SPLIT
     setup = pixel_setup(scenario)
-    held_against = [
-        network_method(name, "pixels", setup, scenario, chosen)
-        for name, chosen in settings.items()
-        if name in _HELD_AGAINST
-    ]
+    held_against = [network_method(name, "pixels", setup, scenario, chosen) for name, chosen in settings.items()]
     return [*held_against, joint("pixels", setup, joint_once(settings["SGD"]))]
 
 
@@ -146,6 +147,18 @@ def routed(kind: Input, scenario: Scenario, inputs: Inputs, hidden: int, steps: 
     )
 
 
+def projected_ridge(kind: Input, inputs: Inputs, ridge: float, *, by_task: bool = False) -> Method:
+    """The router alone on random features beside the others, drawn anew from each seed."""
+    config, width = RouterConfig(ridge=ridge), sum(inputs.shape)
+
+    def make(seed: int) -> RouterArgmax:
+        projection = ReluFeaturesConfig(feature_dim=width, width=PROJECTION, start=0, stop=width, seed=seed)
+        return RouterArgmax(inputs, config, by_task=by_task, projection=projection)
+
+    name = "projected ridge by domain" if by_task else "projected ridge"
+    return Method(name=name, input=kind, make=make, settings=f"{config!r}, {PROJECTION}")
+
+
 def same_bytes(scenario: Scenario, inputs: Inputs, kept_bytes: int, *, given: Given | None = None) -> list[Method]:
     """DER++ on either input, keeping so many bytes, such as what experts and router keep."""
     capacity, given = same_bytes_items(scenario, kept_bytes), given or TUNED[scenario.kind]
@@ -167,9 +180,6 @@ def learner_config(scenario: Scenario) -> LearnerConfig:
     router = RouterConfig(top_k=2 if scenario.kind == "domain-incremental" else 1)
     novelty = NoveltyConfig(relative=scenario.kind != "class-incremental")
     return LearnerConfig(setting=scenario.kind, router=router, novelty=novelty)
-
-
-_HELD_AGAINST = ("SGD", "EWC", "LwF", "iCaRL 200", "iCaRL 500", "ER 200", "ER 500", "DER++ 200", "DER++ 500")
 
 
 def _on_vectors(kind: Input, scenario: Scenario, inputs: Inputs, expert_steps: int) -> list[Method]:
@@ -195,24 +205,17 @@ def _learner(kind: Input, scenario: Scenario, inputs: Inputs) -> Method:
 
 
 def _routers(kind: Input, scenario: Scenario, inputs: Inputs) -> list[Method]:
-    """The router alone as a classifier; the projected one is drawn anew from each seed."""
-    config, width = RouterConfig(), sum(inputs.shape)
+    """The router alone as a classifier, without and with random features."""
+    config, domains = RouterConfig(), scenario.kind == "domain-incremental"
 
-    def projected(seed: int, *, by_task: bool = False) -> RouterArgmax:
-        projection = ReluFeaturesConfig(feature_dim=width, width=PROJECTION, start=0, stop=width, seed=seed)
-        return RouterArgmax(inputs, config, by_task=by_task, projection=projection)
+    def plain(name: str, *, by_task: bool) -> Method:
+        def make(_: int) -> RouterArgmax:
+            return RouterArgmax(inputs, config, by_task=by_task)
 
-    def router(name: str, make: Callable[[int], Baseline], settings: str) -> Method:
-        return Method(name=name, input=kind, make=make, settings=settings)
+        return Method(name=name, input=kind, make=make, settings=repr(config))
 
-    plain, wide = repr(config), f"{config!r}, {PROJECTION}"
-    routers = [
-        router("router argmax", lambda _: RouterArgmax(inputs, config), plain),
-        router("projected ridge", projected, wide),
-    ]
-    if scenario.kind == "domain-incremental":
-        routers += [
-            router("router argmax by domain", lambda _: RouterArgmax(inputs, config, by_task=True), plain),
-            router("projected ridge by domain", lambda seed: projected(seed, by_task=True), wide),
-        ]
+    routers = [plain("router argmax", by_task=False), projected_ridge(kind, inputs, PROJECTED_RIDGE)]
+    if domains:
+        routers.append(plain("router argmax by domain", by_task=True))
+        routers.append(projected_ridge(kind, inputs, PROJECTED_RIDGE, by_task=True))
     return routers

@@ -1,5 +1,6 @@
 """The methods that train a network: what each is made of, for a scenario and an input."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -18,11 +19,12 @@ from experts.evaluation.inputs import Inputs, PixelInputs
 from experts.evaluation.networks import feature_head, mlp_100_100
 from experts.evaluation.scenarios.base import Scenario
 from experts.evaluation.suite.method import Input, Method
-from experts.evaluation.suite.settings import SAME_BYTES, Settings
+from experts.evaluation.suite.settings import EXPERT_HIDDEN, SAME_BYTES, Settings
 from experts.evaluation.training import TrainingConfig
 
 __all__ = [
     "central",
+    "fewest_passes",
     "head_setup",
     "joint",
     "joint_once",
@@ -33,6 +35,9 @@ __all__ = [
     "to_the_end",
 ]
 
+NUM_EXPERTS, PIXEL_HIDDEN = 5, 20
+"""Of a standard mixture: on pixels of as many parameters as the network, on the trunk as large as the routed ones."""
+
 STREAM_STEPS = 400
 """A task, about, for what learns from a stream: one pass over 4,000 images in batches of 10. Smaller tasks are passed
 over until they had as many, since the experts beside them are trained to the end."""
@@ -41,7 +46,7 @@ JOINT_STEPS = {"class-incremental": 1875, "domain-incremental": 6250, "task-incr
 """On all tasks together, in batches of 64: 6 and 20 passes over 20,000 images. An upper reference that is not trained
 to the end is none, and one network for every domain has the most to learn."""
 
-JOINT_LR = {"class-incremental": 0.001, "domain-incremental": 0.003, "task-incremental": 0.003}
+JOINT_LR = 0.003
 """Of Adam, falling to 0."""
 
 
@@ -64,6 +69,8 @@ def network_method(
         capacity = int(name[len(family) + 1 :])
     kept = capacity or 0
     replay, balance = settings.replay_size, settings.strength
+    gated_hidden = PIXEL_HIDDEN if kind == "pixels" else EXPERT_HIDDEN[scenario.kind]
+    gated = _gated(kind, setup, gated_hidden)
     makers: dict[str, Callable[[int], Baseline]] = {
         "SGD": lambda seed: SequentialBaseline(setup, config, seed=seed),
         "EWC": lambda seed: EwcBaseline(setup, config, strength=settings.strength, seed=seed),
@@ -77,15 +84,21 @@ def network_method(
             seed=seed,
         ),
         "monolithic distillation": lambda seed: MonolithicBaseline(setup, config, alpha=settings.alpha, seed=seed),
-        "mixture of experts": lambda seed: MixtureBaseline(_gated(kind, setup), config, balance=balance, seed=seed),
+        "mixture of experts": lambda seed: MixtureBaseline(gated, config, balance=balance, seed=seed),
     }
-    return Method(name=name, input=kind, make=makers[family], settings=f"{config!r}, {settings!r}, capacity={capacity}")
+    words = [f"{config!r}, {settings!r}, capacity={capacity}"]
+    if family == "mixture of experts":
+        words.append(f"{NUM_EXPERTS} experts of {gated_hidden}")
+    return Method(name=name, input=kind, make=makers[family], settings=_with_heads(", ".join(words), setup))
 
 
 def joint(kind: Input, setup: NetworkSetup, config: TrainingConfig) -> Method:
     """The upper reference."""
     return Method(
-        name="joint", input=kind, make=lambda seed: JointBaseline(setup, config, seed=seed), settings=repr(config)
+        name="joint",
+        input=kind,
+        make=lambda seed: JointBaseline(setup, config, seed=seed),
+        settings=_with_heads(repr(config), setup),
     )
 
 
@@ -95,7 +108,7 @@ def central(kind: Input, setup: NetworkSetup, config: TrainingConfig) -> Method:
         name="central distillation",
         input=kind,
         make=lambda seed: MonolithicBaseline(setup, config, keeps_all=True, seed=seed),
-        settings=repr(config),
+        settings=_with_heads(repr(config), setup),
     )
 
 
@@ -108,17 +121,24 @@ def to_the_end(scenario: Scenario) -> TrainingConfig:
     """Of the upper reference."""
     images = sum(len(task.train) for task in scenario.tasks)
     passes = math.ceil(JOINT_STEPS[scenario.kind] * 64 / images)
-    return TrainingConfig(epochs=passes, batch_size=64, lr=JOINT_LR[scenario.kind], optimizer="adam")
+    return TrainingConfig(epochs=passes, batch_size=64, lr=JOINT_LR, optimizer="adam")
+
+
+def fewest_passes(scenario: Scenario) -> int:
+    """One, or as many as make `STREAM_STEPS` of the smallest task."""
+    smallest = min(len(task.train) for task in scenario.tasks)
+    return max(1, round(10 * STREAM_STEPS / smallest))
 
 
 def head_setup(scenario: Scenario, inputs: Inputs) -> NetworkSetup:
     """The network of the methods that train one on features."""
-    return NetworkSetup(inputs=inputs, form=feature_head, classes=scenario.classes)
+    return NetworkSetup(inputs=inputs, form=feature_head, classes=scenario.classes, told=_told(scenario))
 
 
 def pixel_setup(scenario: Scenario) -> NetworkSetup:
     """An MLP of two hidden layers on raw pixels."""
-    return NetworkSetup(inputs=pixel_inputs(scenario), form=mlp_100_100, classes=scenario.classes)
+    inputs = pixel_inputs(scenario)
+    return NetworkSetup(inputs=inputs, form=mlp_100_100, classes=scenario.classes, told=_told(scenario))
 
 
 def pixel_inputs(scenario: Scenario, most: int | None = None) -> PixelInputs:
@@ -139,20 +159,25 @@ def same_bytes_items(scenario: Scenario, kept_bytes: int) -> int:
 
 
 def _as_stream(scenario: Scenario, settings: Settings) -> TrainingConfig:
-    """Of what learns a task in one pass, or in a few where the tasks are small."""
-    smallest = min(len(task.train) for task in scenario.tasks)
+    """Of what learns task after task."""
     return TrainingConfig(
         lr=settings.lr,
-        epochs=max(1, round(10 * STREAM_STEPS / smallest)),
+        epochs=settings.passes * fewest_passes(scenario),
         batch_size=settings.batch_size,
         weight_decay=settings.weight_decay,
     )
 
 
-def _gated(kind: Input, setup: NetworkSetup) -> NetworkSetup:
-    """Five experts and a gate of about as many parameters as the network that they take the place of."""
-    if kind == "pixels":
-        form = gated_network(num_experts=5, expert_hidden=20, router_hidden=16, input_scale=1.0)
-    else:
-        form = gated_network(num_experts=5, expert_hidden=8, router_hidden=16)
-    return NetworkSetup(inputs=setup.inputs, form=form, classes=setup.classes)
+def _told(scenario: Scenario) -> tuple[tuple[str, ...], ...]:
+    return tuple(task.classes for task in scenario.tasks) if scenario.kind == "task-incremental" else ()
+
+
+def _gated(kind: Input, setup: NetworkSetup, hidden: int) -> NetworkSetup:
+    """Experts and a gate in place of a network."""
+    scale = {"input_scale": 1.0} if kind == "pixels" else {}
+    form = gated_network(num_experts=NUM_EXPERTS, expert_hidden=hidden, router_hidden=16, **scale)
+    return dataclasses.replace(setup, form=form)
+
+
+def _with_heads(settings: str, setup: NetworkSetup) -> str:
+    return f"{settings}, a head for each task" if setup.told else settings
