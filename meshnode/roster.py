@@ -1,8 +1,8 @@
 """Which experts are here, and in what standing: current, retired by a successor, declined.
 
 Those that are advertised, trained and averaged are the current ones. An expert that another one has succeeded here is
-retired: it still answers who asks for it, and can take its place back. What is current on the disk is current here: a
-change of standing is written first, and both follow within one step of the loop.
+retired: it still answers who asks for it, and can take its place back. What is current on the disk is current here:
+where one takes another's place, retires or comes back, that is written first.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ log = get_logger(__name__)
 
 
 class Roster:
-    """The replicas of this node, and every change of what they are to it.
+    """The replicas of this node, and what they are to it.
 
     Args:
         state: Where generations are kept.

@@ -9,6 +9,7 @@ met, 10 if one is missed.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import sys
@@ -40,6 +41,7 @@ from experts.evaluation.scenarios.base import Scenario
 from experts.evaluation.scenarios.registry import make_scenario
 from experts.evaluation.suite.method import Method
 from experts.evaluation.suite.methods import EXPERT_STEPS, on_features, on_pixels, published, same_bytes
+from experts.evaluation.suite.settings import TUNED, Given
 from experts.evaluation.suite.table import MethodTable
 from experts.evaluation.suite.trunk import trunk_inputs
 from meshnode.datasets import find_dataset
@@ -121,7 +123,8 @@ def _run_all(name: str, options: argparse.Namespace) -> _Study:
         say(f"{name}, order {number}")
         inputs = None if name in PROTOCOLS else trunk_inputs(scenario, store, tap=TAP, pixels=PIXELS)
         methods = _methods(scenario, inputs, options)
-        beside = None if inputs is None else functools.partial(same_bytes, scenario, inputs)
+        given = _once(scenario) if options.quick else None
+        beside = None if inputs is None else functools.partial(same_bytes, scenario, inputs, given=given)
         table.run_order(scenario, methods, number, same_bytes=beside)
     sgd_runs = list(table.runs.get("SGD, pixels", ())) if name == PROTOCOL else []
     if sgd_runs:
@@ -148,13 +151,22 @@ def _methods(scenario: Scenario, inputs: TrunkInputs | None, options: argparse.N
     if inputs is None:
         methods = published(scenario)
     else:
-        steps = QUICK_STEPS if options.quick else EXPERT_STEPS
-        methods = on_pixels(scenario, expert_steps=steps) + on_features(scenario, inputs, expert_steps=steps)
+        steps, given = (QUICK_STEPS, _once(scenario)) if options.quick else (EXPERT_STEPS, None)
+        methods = on_pixels(scenario, given=given, expert_steps=steps)
+        methods += on_features(scenario, inputs, given=given, expert_steps=steps)
     if options.methods is None:
         return methods
     chosen = [method for method in methods if method.row in options.methods]
     read = {method.input for method in chosen}
     return [method for method in methods if method in chosen or (method.name == "joint" and method.input in read)]
+
+
+def _once(scenario: Scenario) -> Given:
+    """Settings with the fewest passes."""
+    return {
+        on: {name: dataclasses.replace(settings, passes=1) for name, settings in of_input.items()}
+        for on, of_input in TUNED[scenario.kind].items()
+    }
 
 
 @functools.cache

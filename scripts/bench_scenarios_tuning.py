@@ -1,7 +1,8 @@
-"""How the settings of networks and experts on the trunk were chosen: on held-out training images alone.
+"""How the settings of networks and experts were chosen: on held-out training images alone.
 
 Each task gives up 15% of its training images; candidates learn the rest and are tested on those. No test image is read.
-Every method has the same budget, at most six settings and one run of each on a scenario. Figures are average accuracy
+Every method that trains a network has the same budget, at most six settings and then the best of them with more passes
+over a task, and one run of each on a scenario. Figures are average accuracy
 in percent by method and candidate: what differs by less than some tenths is a draw. The exit code is 0 if every chosen
 candidate is within half a point of the best, 10 otherwise.
 """
@@ -102,8 +103,8 @@ CANDIDATES: Mapping[str, Sequence[Settings]] = {
     "monolithic distillation": _distilled(0.0003, 0.001, 0.003),
     "mixture of experts": _by_strength((0.01, 0.03), (0.1, 0.3, 1.0)),
 }
-"""What each method that learns from a stream is given, on the trunk where tasks bring new classes; what it is run with,
-`TUNED`, is among them. Where the best of six stood at an edge, the six were moved once."""
+"""What each method that learns from a stream is given where `ELSEWHERE` has nothing else; what it is run with, `TUNED`,
+is one of these or of what `LONGER` makes of the best of them."""
 
 ELSEWHERE: Mapping[tuple[Input, Kind], Mapping[str, Sequence[Settings]]] = {
     ("pixels", "class-incremental"): {
@@ -121,7 +122,7 @@ ELSEWHERE: Mapping[tuple[Input, Kind], Mapping[str, Sequence[Settings]]] = {
         "EWC": _by_strength((0.03, 0.1), (30.0, 100.0, 300.0)),
         "LwF": _by_strength((0.01, 0.03), (0.1, 0.3, 1.0)),
         "monolithic distillation": _distilled(0.003, 0.01, 0.03),
-        "mixture of experts": _by_strength((0.003, 0.01), (0.03, 0.1, 0.3)),
+        "mixture of experts": _by_strength((0.03, 0.1), (0.1, 0.3, 1.0)),
     },
     ("trunk", "domain-incremental"): {
         "EWC": _by_strength((0.01, 0.03), (30.0, 100.0, 300.0)),
@@ -135,7 +136,7 @@ ELSEWHERE: Mapping[tuple[Input, Kind], Mapping[str, Sequence[Settings]]] = {
         "EWC": _by_strength((0.01, 0.03), (1.0, 10.0, 100.0)),
         "LwF": _by_strength((0.003, 0.01), (0.03, 0.1, 0.3)),
         "monolithic distillation": _distilled(0.003, 0.01, 0.03),
-        "mixture of experts": _by_strength((0.03, 0.1), (0.03, 0.1, 0.3)),
+        "mixture of experts": _by_strength((0.03, 0.1), (0.1, 0.3, 1.0)),
     },
 }
 """Other candidates, where old classes come again or old tasks are told: what holds a network still is to hold less."""
@@ -211,9 +212,11 @@ def _accuracies(study: _Study, scenario: Scenario, folder: Path | None, row: str
 
 def _target(study: _Study, figures: Mapping[str, float]) -> dict[str, Any]:
     """A chosen one that was not among the candidates, which follow from what was best here, misses it."""
-    points = figures[study.chosen] - max(figures.values()) if study.chosen in figures else None
-    met = points is not None and points >= -WITHIN
-    return {"target": f"{study.chosen} within {WITHIN:g} of the best", "met": met, "points": points}
+    target = f"{study.chosen} within {WITHIN:g} of the best"
+    if study.chosen not in figures:
+        return {"target": f"{target}, and among the candidates", "met": False}
+    points = figures[study.chosen] - max(figures.values())
+    return {"target": target, "met": points >= -WITHIN, "points": points}
 
 
 def _studies(scenario: Scenario, inputs: TrunkInputs) -> list[_Study]:
@@ -284,7 +287,7 @@ def _table(document: dict[str, Any]) -> str:
         lines += ["", row, *(f"{accuracy:6.2f}  {candidate}" for candidate, accuracy in of_method.items())]
     lines.append("")
     for row, target in document["targets"].items():
-        lines.append(f"{row}: {target['target']}: {'met' if target['met'] else 'MISSED'} ({target['points']})")
+        lines.append(f"{row}: {target['target']}: {'met' if target['met'] else 'MISSED'} ({target.get('points')})")
     return "\n".join(lines[1:])
 
 

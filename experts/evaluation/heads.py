@@ -2,7 +2,8 @@
 
 Where tasks are told, an answer is among the classes of one task, and a network has a head for each task: its
 cross-entropy and what it distils are among the head's classes alone (multi-head, as in van de Ven and Tolias 2019,
-arXiv:1904.07734, sec. 3.2). Elsewhere one head has all classes.
+arXiv:1904.07734, sec. 3.2). Elsewhere one head has all classes. Tasks that are told rarely share a class; one that is
+shared is told from the classes of all of its tasks.
 
 Legend: B batch, C class.
 """

@@ -28,7 +28,7 @@ class TrainingConfig:
     """
 
     epochs: int = 1
-    """Passes, at least 1; one, where data is a stream."""
+    """Passes, at least 1."""
 
     batch_size: int = 10
     """New items a step, at least 1."""

@@ -19,7 +19,7 @@ from experts.evaluation.suite.methods import METHOD_NAMES, ROUTED, on_features, 
 from experts.evaluation.suite.settings import SAME_BYTES, Given
 from experts.trunk.efficientnet import EFFICIENTNET_TAPS, check_tap
 from meshnode.datasets import load_dataset
-from meshnode.errors import UnknownName
+from meshnode.errors import ScenarioUnusable, UnknownName
 
 __all__ = ["Plan"]
 
@@ -30,6 +30,7 @@ class Plan:
 
     Raises:
         UnknownName: If there is no such scenario, method or tap.
+        ScenarioUnusable: If there are such taps, and not as they are asked for.
     """
 
     scenario: str
@@ -68,6 +69,8 @@ class Plan:
         try:
             check_tap(self.tap, pixels=self.pixels)
         except UnknownTrunk as exc:
+            if all(part.startswith(EFFICIENTNET_TAPS) for part in self.tap.split("+")):
+                raise ScenarioUnusable(self.scenario, str(exc)) from exc
             known = (*EFFICIENTNET_TAPS, f"or several, such as {'+'.join(EFFICIENTNET_TAPS)}")
             raise UnknownName("tap", self.tap, near=_near(self.tap, EFFICIENTNET_TAPS), known=known) from exc
 

@@ -1,5 +1,6 @@
 """Heads: where tasks are told, a network tells the classes of one task from one another, and from no others."""
 
+import dataclasses
 from collections.abc import Callable
 
 import equations
@@ -86,16 +87,20 @@ def test_replay_has_the_labels_of_its_own_heads_and_all_logits() -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_lwf_remembers_head_by_head() -> None:
-    module, said = network(), drawn(B, C, name="said")
-    labels = [0, 2, 2, 0, 0]
-    loss = Remembered((1, 3), range(C), 0.5, 2.0, HEADS).loss(module, (INPUTS, torch.tensor(labels), said))
+def test_lwf_remembers_each_old_head_by_itself() -> None:
+    columns = 6
+    module, said = nn.Linear(D, columns), drawn(B, columns, name="said of six")
+    with torch.no_grad():
+        module.weight.copy_(drawn(columns, D, name="weight of six"))
+        module.bias.copy_(drawn(columns, name="bias of six"))
+    labels = [4, 5, 5, 4, 4]
+    heads = Heads([(0, 1), (2, 3), (4, 5)], columns)
+    objective = Remembered(range(4), range(columns), 0.5, 2.0, heads)
     outputs = module(INPUTS).tolist()
-    wanted, got = ([[row[1], row[3]] for row in rows] for rows in (said.tolist(), outputs))
-    kept = equations.softened_kl(wanted, got, 2)
-    assert loss.item() == pytest.approx(among_own(outputs, labels) + 0.5 * kept, rel=1e-5)
-    three = Heads([(0,), (1, 2), (3,)], C)
-    assert three.parted({1, 2, 3}) == [[1, 2], [3]]
+    expected = equations.cross_entropy([row[4:] for row in outputs], [label - 4 for label in labels])
+    for own in (slice(0, 2), slice(2, 4)):
+        expected += 0.5 * equations.softened_kl([row[own] for row in said.tolist()], [row[own] for row in outputs], 2)
+    assert objective.loss(module, (INPUTS, torch.tensor(labels), said)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_monoliths_labels_are_told_from_those_of_their_own_task() -> None:
@@ -110,14 +115,13 @@ def test_a_monoliths_labels_are_told_from_those_of_their_own_task() -> None:
     assert loss.item() == pytest.approx(0.3 * among_own(outputs, labels) + 0.7 * taught, rel=1e-5)
 
 
-def test_each_expert_of_a_mixture_answers_among_the_classes_of_the_head() -> None:
+def test_a_mixture_is_trained_on_what_it_says_among_the_classes_of_the_head() -> None:
     module = gated_network(num_experts=3, expert_hidden=5, router_hidden=4)((D,), "abcd", torch_generator(0, "mixture"))
     assert isinstance(module, GatedNetwork)
     gate, log_p = module.parts(INPUTS)
-    own = torch.tensor([[column in next(p for p in PARTS if label in p) for column in range(C)] for label in LABELS])
-    p = log_p.exp() * own[:, None]
-    log_own = (p / p.sum(dim=2, keepdim=True)).clamp_min(1e-30).log()
-    expected = equations_continual.balanced_mixture_loss(gate.tolist(), log_own.tolist(), LABELS.tolist(), 0.7)
+    balance = equations_continual.balanced_mixture_loss(gate.tolist(), log_p.tolist(), LABELS.tolist(), 0.7)
+    balance -= equations_continual.balanced_mixture_loss(gate.tolist(), log_p.tolist(), LABELS.tolist(), 0.0)
+    expected = among_own(module(INPUTS).tolist(), LABELS.tolist()) + balance
     assert Balanced(0.7, HEADS).loss(module, (INPUTS, LABELS)).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -180,21 +184,41 @@ def test_told_tasks_are_all_answered(kind: str) -> None:
     assert within(learner, SECOND_TEST) > 0.9
 
 
+@pytest.mark.parametrize("kind", [kind for kind in MAKERS if kind not in ("DER++", "mixture")])
+def test_what_is_learned_moves_no_classifier_of_another_head(kind: str) -> None:
+    learner = MAKERS[kind](setup_of(told()))
+    first = list(learner._network.parameters())[-2].detach().clone()
+    learner.learn(FIRST)
+    moved = (list(learner._network.parameters())[-2] - first).abs().amax(dim=1)
+    own = [CLASSES.index(name) for name in FIRST.classes]
+    assert [column for column in range(C) if moved[column] > 0] == own
+
+
+@pytest.mark.parametrize("kind", ["DER++", "mixture"])
+def test_what_says_or_replays_all_columns_is_told_from_one_without_heads(kind: str) -> None:
+    scores = []
+    for setup in (setup_of(told()), dataclasses.replace(setup_of(told()), told=())):
+        learner = MAKERS[kind](setup)
+        learner.learn(FIRST)
+        scores.append(learner.scores(FIRST_TEST.images, CLASSES).softmax(dim=1))
+    foreign = [CLASSES.index(name) for name in SECOND.classes]
+    # Nothing has pushed the other head's classes down.
+    assert scores[0][:, foreign].sum(dim=1).mean() > 2 * scores[1][:, foreign].sum(dim=1).mean()
+
+
+def test_ewc_holds_every_weight_and_of_the_classifier_what_the_head_has() -> None:
+    learner = EwcBaseline(setup_of(told()), CONFIG, strength=20.0, seed=0)
+    learner.learn(FIRST)
+    assert learner._fisher.keys() == dict(learner._network.named_parameters()).keys()
+    matters = list(learner._fisher.values())[-2].any(dim=1)
+    own = [CLASSES.index(name) for name in FIRST.classes]
+    assert [column for column in range(C) if matters[column]] == own
+
+
 def within(learner: NetworkBaseline, test: ImageDataset) -> float:
     answers = named_answers(learner.scores(test.images, test.classes), test.classes)
     assert answers is not None
     return accuracy(answers, test.labels)
-
-
-def test_fine_tuning_moves_no_weight_of_another_head() -> None:
-    learner = SequentialBaseline(setup_of(told()), CONFIG, seed=0)
-    learner.learn(FIRST)
-    last = list(learner._network.parameters())[-2]
-    own = [CLASSES.index(name) for name in FIRST.classes]
-    before = last.detach().clone()
-    learner.learn(SECOND)
-    moved = (last - before).abs().amax(dim=1)
-    assert [column for column in range(C) if moved[column] == 0] == own
 
 
 def test_networks_have_a_head_for_each_task_where_tasks_are_told_alone() -> None:

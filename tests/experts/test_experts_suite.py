@@ -14,8 +14,8 @@ from experts.evaluation.metrics import AccuracyMatrix
 from experts.evaluation.scenarios.base import Kind, Scenario, ScenarioTask
 from experts.evaluation.suite.method import Method
 from experts.evaluation.suite.methods import METHOD_NAMES, VECTOR_SIDE, on_features, on_pixels
-from experts.evaluation.suite.networks import pixel_inputs
-from experts.evaluation.suite.settings import SAME_BYTES
+from experts.evaluation.suite.networks import fewest_passes, head_setup, network_method, pixel_inputs
+from experts.evaluation.suite.settings import EXPERT_HIDDEN, SAME_BYTES, Settings
 from experts.evaluation.suite.table import MethodTable, constant_answer
 
 TERMS = ("no trunk",)
@@ -62,6 +62,17 @@ def test_large_images_are_made_smaller_before_they_become_a_vector() -> None:
     assert FlatPixelInputs(pixel_inputs(places, VECTOR_SIDE)).shape == (3 * VECTOR_SIDE**2,)
 
 
+def test_passes_multiply_the_fewest_and_a_mixture_on_the_trunk_has_experts_as_large_as_ours() -> None:
+    places = scenario()  # of 48 images a task
+    assert fewest_passes(places) == 83
+    chosen = Settings(lr=0.01, passes=4)
+    setup = head_setup(places, FlatInputs())
+    assert "epochs=332" in network_method("SGD", "trunk", setup, places, chosen).settings
+    mixture = network_method("mixture of experts", "trunk", setup, places, chosen).make(0)
+    experts, router = 5 * (65 * EXPERT_HIDDEN["class-incremental"] + 9 * 4), 65 * 16 + 17 * 5
+    assert mixture.holdings().num_parameters == experts + router
+
+
 def test_orders_add_up_to_rows_which_forgetting_and_transfer_count_from(tmp_path: Path) -> None:
     told: list[str] = []
     table = MethodTable(terms=TERMS, folder=tmp_path, tell=told.append)
@@ -74,7 +85,7 @@ def test_orders_add_up_to_rows_which_forgetting_and_transfer_count_from(tmp_path
     assert figures["joint, trunk"]["excess_forgetting"] == 0.0
     assert figures["SGD, trunk"]["forward_transfer"] is not None
     assert np.shape(table.accuracy_matrices()["SGD, trunk"]) == (2, 2, 2)
-    assert sum("SGD, trunk" in line for line in told) == 2
+    assert sum("SGD, trunk: " in line and "%" in line for line in told) == 2
 
 
 def test_a_kept_run_is_told_from_a_new_one(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
     L = CE(f(x), y) + alpha |f(x') - z'|^2 / C + beta CE(f(x''), y'')
 
 with (x', z') and (x'', y'') two draws of a reservoir and z' the logits that the network had for x' when it was new
-(Buzzega et al. 2020, arXiv:2004.07211, eq. 6); each term is a mean over its items. Logits are kept beside each image.
+(Buzzega et al. 2020, arXiv:2004.07211, eq. 6); each term is a mean over its items. Logits are kept beside each image,
+those of the first pass where a task is passed over several times.
 
 Legend: B batch, C class.
 """

@@ -7,6 +7,8 @@ was when the task began (Li and Hoiem 2016, arXiv:1606.09282, eqs. 2 to 4). The 
 independent of T (Hinton et al. 2015, arXiv:1503.02531); the cross-entropy is over the classes seen so far. Before the
 joint steps the columns of new classes are warmed up alone, on the cross-entropy among themselves (sec. 3).
 
+A network with a head for each task remembers head by head, and the terms add up; its cross-entropy is the new head's.
+
 Nothing is kept of past data: the old network is the one that the task begins with, asked once of every image.
 
 Legend: B batch, N items of the task, C class.

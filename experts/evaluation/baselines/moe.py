@@ -66,8 +66,7 @@ class GatedNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """log sum_i g_i E_i, ``(B, C)``."""
-        logits_BE, log_p_BEC = self.parts(x)
-        return torch.logsumexp(logits_BE.log_softmax(dim=1)[:, :, None] + log_p_BEC, dim=1)
+        return _mixed(*self.parts(x))
 
 
 class Balanced(Objective):
@@ -77,7 +76,7 @@ class Balanced(Objective):
         """
         Args:
             balance: lambda_b.
-            heads: Of each expert.
+            heads: Of the network: the first term is then of what it says among the classes of the label's head.
         """
         super().__init__(heads)
         self._regulariser = RegulariserConfig(lambda_s=0.0, lambda_b=balance)
@@ -86,9 +85,10 @@ class Balanced(Objective):
         """Both terms, in nats."""
         assert isinstance(network, GatedNetwork), "the network is no mixture"
         logits_BE, log_p_BEC = network.parts(batch[0])
-        if self._heads is not None:
-            log_p_BEC = self.of_own_head(log_p_BEC, batch[1]).log_softmax(dim=2)
-        return mixture_loss(logits_BE, log_p_BEC, batch[1], tau=1.0, regulariser=self._regulariser)
+        loss = mixture_loss(logits_BE, log_p_BEC, batch[1], tau=1.0, regulariser=self._regulariser)
+        if self._heads is not None:  # p(y | one of the head's classes) is p(y) by p of those
+            loss = loss + self.of_own_head(_mixed(logits_BE, log_p_BEC), batch[1]).logsumexp(dim=1).mean()
+        return loss
 
 
 def gated_network(*, num_experts: int, expert_hidden: int, router_hidden: int, input_scale: float = 0.3) -> NetworkForm:
@@ -106,3 +106,8 @@ def gated_network(*, num_experts: int, expert_hidden: int, router_hidden: int, i
         return GatedNetwork(Mixture(config, classes, math.prod(shape), seed=f"{drawn}"))
 
     return build
+
+
+def _mixed(logits_BE: Tensor, log_p_BEC: Tensor) -> Tensor:
+    """log sum_i g_i E_i, ``(B, C)``."""
+    return torch.logsumexp(logits_BE.log_softmax(dim=1)[:, :, None] + log_p_BEC, dim=1)

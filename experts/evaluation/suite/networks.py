@@ -87,9 +87,10 @@ def network_method(
         "mixture of experts": lambda seed: MixtureBaseline(gated, config, balance=balance, seed=seed),
     }
     words = [f"{config!r}, {settings!r}, capacity={capacity}"]
+    heads = setup if family != "iCaRL" else dataclasses.replace(setup, told=())  # a yes or no a column needs none
     if family == "mixture of experts":
         words.append(f"{NUM_EXPERTS} experts of {gated_hidden}")
-    return Method(name=name, input=kind, make=makers[family], settings=_with_heads(", ".join(words), setup))
+    return Method(name=name, input=kind, make=makers[family], settings=_with_heads(", ".join(words), heads))
 
 
 def joint(kind: Input, setup: NetworkSetup, config: TrainingConfig) -> Method:

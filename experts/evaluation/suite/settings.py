@@ -14,7 +14,7 @@ from experts.evaluation.suite.method import Input
 __all__ = ["EXPERT_HIDDEN", "PUBLISHED_ROTATED", "PUBLISHED_SPLIT", "SAME_BYTES", "TUNED", "Given", "Settings"]
 
 EXPERT_HIDDEN: Mapping[Kind, int] = {"class-incremental": 8, "domain-incremental": 16, "task-incremental": 16}
-"""Units of an expert on the trunk: eight serve two classes, 16 ten."""
+"""Units of an expert: eight serve two classes, 16 ten."""
 
 SAME_BYTES = "DER++ same bytes"
 """DER++ that keeps as many bytes as routed experts do."""
@@ -120,7 +120,7 @@ _TASKS_ON_TRUNK: Mapping[str, Settings] = {
     "DER++ 500": Settings(lr=0.03, replay_size=32, alpha=0.2, beta=1.0, passes=4),
     SAME_BYTES: Settings(lr=0.03, alpha=0.2, beta=1.0, passes=4),
     "monolithic distillation": Settings(lr=0.01, alpha=0.0, passes=4),
-    "mixture of experts": Settings(lr=0.1, strength=0.3),
+    "mixture of experts": Settings(lr=0.03, strength=0.3),
 }
 
 _DOMAINS_ON_PIXELS: Mapping[str, Settings] = {
@@ -150,7 +150,7 @@ _TASKS_ON_PIXELS: Mapping[str, Settings] = {
     "DER++ 500": Settings(lr=0.1, replay_size=32, passes=4),
     SAME_BYTES: Settings(lr=0.1, replay_size=32, passes=4),
     "monolithic distillation": Settings(lr=0.01, alpha=0.0),
-    "mixture of experts": Settings(lr=0.003, strength=0.3, passes=4),
+    "mixture of experts": Settings(lr=0.1, strength=1.0),
 }
 
 Given = Mapping[Input, Mapping[str, Settings]]
