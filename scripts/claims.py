@@ -139,7 +139,19 @@ _CLAIMS = (
         "bench_scenarios",
     ),
     _Claim(
-        "the same over SLDA, which keeps as many bytes",
+        "the same over DER++ that keeps 500 images",
+        _over(_SPLIT, "DER++ 500"),
+        "+4",
+        "bench_scenarios",
+    ),
+    _Claim(
+        "the same over DER++ that keeps as many bytes on raw pixels, where there is no trunk",
+        _over(_SPLIT, "DER++ same bytes", on="pixels"),
+        "",
+        "bench_scenarios",
+    ),
+    _Claim(
+        "routed experts over SLDA, which keeps as many bytes, on trunk B4",
         _over(_SPLIT, "SLDA"),
         "",
         "bench_scenarios",
