@@ -21,14 +21,14 @@ from typing import Any
 import platformdirs
 import torch
 from bench_document import RESULTS, bench_document, say, write_document
-from bench_scenarios import PIXELS, QUICK_TEST, QUICK_TRAIN, TAP, load
+from bench_scenarios import PIXELS, QUICK_TEST, QUICK_TRAIN, given_of, scenario_of, tap_of
+from bench_scenarios_targets import NODES_TRUNK, OVER_REPLAY_ON
 
 from experts.evaluation.baselines.network import NetworkSetup
 from experts.evaluation.features import FeatureStore
 from experts.evaluation.inputs import FlatPixelInputs, TrunkInputs
 from experts.evaluation.runner import kept_run, run_scenario
 from experts.evaluation.scenarios.base import Kind, Scenario
-from experts.evaluation.scenarios.registry import make_scenario
 from experts.evaluation.suite.method import Input, Method
 from experts.evaluation.suite.methods import EXPERT_STEPS, PROJECTED_RIDGE, VECTOR_SIDE, projected_ridge, routed
 from experts.evaluation.suite.networks import (
@@ -40,7 +40,7 @@ from experts.evaluation.suite.networks import (
     pixel_setup,
     to_the_end,
 )
-from experts.evaluation.suite.settings import EXPERT_HIDDEN, SAME_BYTES, TUNED, Settings
+from experts.evaluation.suite.settings import EXPERT_HIDDEN, SAME_BYTES, Given, Settings
 from experts.evaluation.suite.trunk import trunk_inputs
 from meshnode.errors import ExitCode
 
@@ -49,8 +49,8 @@ SEED = 0
 WITHIN = 0.5
 """Points."""
 
-SCENARIOS = ("split-fashion-mnist", "rotated-fashion-mnist", "four-sets")
-"""One a kind, which others of the kind take over."""
+SCENARIOS = (OVER_REPLAY_ON, NODES_TRUNK, "rotated-fashion-mnist", "four-sets")
+"""One a kind, which others of the kind take over, and one on a second trunk."""
 
 BUDGET = 6
 """Settings that a method is given, at most, before `LONGER`."""
@@ -103,8 +103,8 @@ CANDIDATES: Mapping[str, Sequence[Settings]] = {
     "monolithic distillation": _distilled(0.0003, 0.001, 0.003),
     "mixture of experts": _by_strength((0.01, 0.03), (0.1, 0.3, 1.0)),
 }
-"""What each method that learns from a stream is given where `ELSEWHERE` has nothing else; what it is run with, `TUNED`,
-is one of these or of what `LONGER` makes of the best of them."""
+"""What each method that learns from a stream is given where `ELSEWHERE` has nothing else; what it is run with is
+one of these or of what `LONGER` makes of the best of them."""
 
 ELSEWHERE: Mapping[tuple[Input, Kind], Mapping[str, Sequence[Settings]]] = {
     ("pixels", "class-incremental"): {
@@ -158,9 +158,9 @@ def main(arguments: Sequence[str]) -> int:
     targets: dict[str, Any] = {}
     for name in options.only:
         scenario, inputs = _held_out(name, quick=options.quick)
-        for study in _studies(scenario, inputs):
+        for study in _studies(scenario, inputs, given_of(name, scenario)):
             row = f"{name}: {study.row}"
-            figures[row] = _accuracies(study, scenario, options.resume, row)
+            figures[row] = _accuracies(study, scenario, tap_of(name), options.resume, row)
             targets[row] = _target(study, figures[row])
     command = f"python scripts/bench_scenarios_tuning.py{' --quick' if options.quick else ''}"
     command += f" --only {' '.join(options.only)}" if set(options.only) != set(SCENARIOS) else ""
@@ -173,12 +173,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _held_out(name: str, *, quick: bool) -> tuple[Scenario, TrunkInputs]:
-    scenario = make_scenario(name, load)
+    scenario = scenario_of(name)
     if quick:
         scenario = scenario.limited(QUICK_TRAIN, QUICK_TEST)
     store = FeatureStore(platformdirs.user_cache_path("modulemesh") / "features")
     tuning = scenario.for_tuning(HELD_OUT)
-    return tuning, trunk_inputs(tuning, store, tap=TAP, pixels=PIXELS)
+    return tuning, trunk_inputs(tuning, store, tap=tap_of(name), pixels=PIXELS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,13 +194,13 @@ class _Study:
     """What follows from the best of the candidates."""
 
 
-def _accuracies(study: _Study, scenario: Scenario, folder: Path | None, row: str) -> dict[str, float]:
+def _accuracies(study: _Study, scenario: Scenario, tap: str, folder: Path | None, row: str) -> dict[str, float]:
     """Of every candidate, in percent."""
     figures: dict[str, float] = {}
 
     def run(candidates: Mapping[str, Method]) -> None:
         for candidate, method in candidates.items():
-            terms = (scenario.digest(), method.input, method.name, method.settings, str(SEED), TAP, str(PIXELS))
+            terms = (scenario.digest(), method.input, method.name, method.settings, str(SEED), tap, str(PIXELS))
             result = kept_run(folder, terms, functools.partial(run_scenario, method.make(SEED), scenario))
             figures[candidate] = 100 * result.matrix.average_accuracy()
             say(f"{row}, {candidate}: {figures[candidate]:.1f}")
@@ -219,12 +219,13 @@ def _target(study: _Study, figures: Mapping[str, float]) -> dict[str, Any]:
     return {"target": target, "met": points >= -WITHIN, "points": points}
 
 
-def _studies(scenario: Scenario, inputs: TrunkInputs) -> list[_Study]:
+def _studies(scenario: Scenario, inputs: TrunkInputs, chosen: Given) -> list[_Study]:
     setups: dict[Input, NetworkSetup] = {"trunk": head_setup(scenario, inputs), "pixels": pixel_setup(scenario)}
     studies = []
-    for on, setup in setups.items():
+    for on, of_input in chosen.items():
+        setup = setups[on]
         given = {**CANDIDATES, **ELSEWHERE.get((on, scenario.kind), {})}
-        studies += [_streamed(name, on, setup, scenario, given[name]) for name in given]
+        studies += [_streamed(name, on, setup, scenario, given[name], of_input[name]) for name in given]
         studies.append(_joint(on, setup, scenario))
         vectors = inputs if on == "trunk" else FlatPixelInputs(pixel_inputs(scenario, VECTOR_SIDE))
         ridges = {f"ridge {ridge:g}": projected_ridge(on, vectors, ridge) for ridge in RIDGES}
@@ -234,11 +235,13 @@ def _studies(scenario: Scenario, inputs: TrunkInputs) -> list[_Study]:
         f"{units} units, {steps} steps": routed("trunk", scenario, inputs, units, steps)
         for units, steps in ((hidden, EXPERT_STEPS // 2), (hidden, EXPERT_STEPS), (2 * hidden, EXPERT_STEPS))
     }
-    chosen = f"{hidden} units, {EXPERT_STEPS} steps"
-    return [*studies, _Study(row=experts[chosen].row, candidates=experts, chosen=chosen)]
+    usual = f"{hidden} units, {EXPERT_STEPS} steps"
+    return [*studies, _Study(row=experts[usual].row, candidates=experts, chosen=usual)]
 
 
-def _streamed(name: str, on: Input, setup: NetworkSetup, scenario: Scenario, given: Sequence[Settings]) -> _Study:
+def _streamed(
+    name: str, on: Input, setup: NetworkSetup, scenario: Scenario, given: Sequence[Settings], chosen: Settings
+) -> _Study:
     """Of a method that learns from a stream."""
     assert len(given) <= BUDGET, "a method is given more than the others"
     by_words = {_words(settings): settings for settings in given}
@@ -257,8 +260,7 @@ def _streamed(name: str, on: Input, setup: NetworkSetup, scenario: Scenario, giv
         ]
         return methods({_words(settings): settings for settings in variants})
 
-    chosen = _words(TUNED[scenario.kind][on][name])
-    return _Study(row=f"{name}, {on}", candidates=methods(by_words), chosen=chosen, longer=longer)
+    return _Study(row=f"{name}, {on}", candidates=methods(by_words), chosen=_words(chosen), longer=longer)
 
 
 def _joint(on: Input, setup: NetworkSetup, scenario: Scenario) -> _Study:

@@ -87,8 +87,13 @@ class Objective:
         """Logits ``(B, ..., C)``, as low as can be outside the head of each label."""
         return logits_BC if self._heads is None else self._heads.own(logits_BC, columns_B)
 
-    def learned(self, batch: tuple[Tensor, ...]) -> None:
-        """Told of each batch after its step, and not again in a further epoch."""
+    def learned(self, batch: tuple[Tensor, ...], *, is_new: bool) -> None:
+        """Told of each batch after its step.
+
+        Args:
+            batch: What it descended on.
+            is_new: Whether this is the first epoch, in which every item comes for the first time.
+        """
 
 
 def train(
@@ -128,8 +133,7 @@ def train(
             flops += _counted_step(network, optimizer, objective, batch, flops_by_size)
             if schedule is not None:
                 schedule.step()
-            if epoch == 0:
-                objective.learned(batch)
+            objective.learned(batch, is_new=epoch == 0)
         if on_epoch is not None:
             on_epoch(epoch + 1)
     return flops

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import resource
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -321,19 +320,7 @@ def test_nothing_is_written_by_asking(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", ["show", "get net.port", "validate", "path", "schema"])
-def test_nothing_heavy_is_loaded_and_answers_come_at_once(home: Home, words: str) -> None:
+def test_nothing_heavy_is_loaded(home: Home, words: str) -> None:
     ended = python(PROGRAM, "--home", home.path, "config", *words.split())
     assert ended.code == 0, ended.err
     assert set(json.loads(ended.err.splitlines()[-1])) & HEAVY == set()
-    spans_s = []
-    for _ in range(5):
-        before_s = _children_cpu_s()
-        assert config(home, *words.split()).code == 0
-        spans_s.append(_children_cpu_s() - before_s)
-    # Processor time, and the best of several: a busy machine slows any of them, an import would slow them all.
-    assert min(spans_s) < 0.5
-
-
-def _children_cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime

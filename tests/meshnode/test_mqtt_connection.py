@@ -108,9 +108,9 @@ async def test_a_silent_name_server_blocks_neither_the_node_nor_its_stop(monkeyp
             began_at = time.monotonic()
             await asyncio.sleep(0.01)
             longest_s = max(longest_s, time.monotonic() - began_at)
-        assert longest_s < 0.3
+        assert longest_s < 0.9  # not held up by the second that a name takes
         assert node.publisher.error == "not connected yet"
-        assert await node.stop() < 0.3
+        assert await node.stop() < 0.9
 
 
 def test_a_silent_name_server_does_not_hold_up_the_end_of_the_process() -> None:

@@ -160,12 +160,12 @@ def projected_ridge(kind: Input, inputs: Inputs, ridge: float, *, by_task: bool 
 
 
 def same_bytes(scenario: Scenario, inputs: Inputs, kept_bytes: int, *, given: Given | None = None) -> list[Method]:
-    """DER++ on either input, keeping so many bytes, such as what experts and router keep."""
+    """DER++ on each input that settings are given for, keeping so many bytes, such as what experts and router keep."""
     capacity, given = same_bytes_items(scenario, kept_bytes), given or TUNED[scenario.kind]
     setups: dict[Input, NetworkSetup] = {"pixels": pixel_setup(scenario), "trunk": head_setup(scenario, inputs)}
     return [
-        network_method(SAME_BYTES, kind, setup, scenario, given[kind][SAME_BYTES], capacity=capacity)
-        for kind, setup in setups.items()
+        network_method(SAME_BYTES, kind, setups[kind], scenario, of_input[SAME_BYTES], capacity=capacity)
+        for kind, of_input in given.items()
     ]
 
 

@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from experts.evaluation.scenarios.base import Kind
 from experts.evaluation.suite.method import Input
 
-__all__ = ["EXPERT_HIDDEN", "PUBLISHED_ROTATED", "PUBLISHED_SPLIT", "SAME_BYTES", "TUNED", "Given", "Settings"]
+__all__ = [
+    "CLASSES_ON_E5",
+    "EXPERT_HIDDEN",
+    "PUBLISHED_ROTATED",
+    "PUBLISHED_SPLIT",
+    "SAME_BYTES",
+    "TUNED",
+    "Given",
+    "Settings",
+]
 
 EXPERT_HIDDEN: Mapping[Kind, int] = {"class-incremental": 8, "domain-incremental": 16, "task-incremental": 16}
 """Units of an expert: eight serve two classes, 16 ten."""
@@ -92,6 +101,22 @@ _CLASSES_ON_TRUNK: Mapping[str, Settings] = {
     "monolithic distillation": Settings(lr=0.001, alpha=0.2),
     "mixture of experts": Settings(lr=0.01, strength=1.0),
 }
+
+CLASSES_ON_E5: Mapping[str, Settings] = {
+    "SGD": Settings(lr=0.003),
+    "EWC": Settings(lr=0.003, strength=1000.0),
+    "LwF": Settings(lr=9e-05, strength=1.0, passes=4),
+    "iCaRL 200": Settings(lr=0.3, passes=16),
+    "iCaRL 500": Settings(lr=0.6, passes=16),
+    "ER 200": Settings(lr=0.1),
+    "ER 500": Settings(lr=0.1),
+    "DER++ 200": Settings(lr=0.03, replay_size=32, alpha=0.2, beta=1.0),
+    "DER++ 500": Settings(lr=0.03, replay_size=32, passes=4),
+    SAME_BYTES: Settings(lr=0.1, replay_size=32),
+    "monolithic distillation": Settings(lr=0.001, alpha=0.2),
+    "mixture of experts": Settings(lr=0.01, strength=1.0),
+}
+"""For a head on tap E5, from Split Fashion-MNIST too."""
 
 _DOMAINS_ON_TRUNK: Mapping[str, Settings] = {
     "SGD": Settings(lr=0.003, passes=16),
