@@ -3,8 +3,9 @@
 Each task gives up 15% of its training images; candidates learn the rest and are tested on those. No test image is read.
 Every method that trains a network has the same budget, at most six settings and then the best of them with more passes
 over a task, and one run of each on a scenario. Figures are average accuracy
-in percent by method and candidate: what differs by less than some tenths is a draw. The exit code is 0 if every chosen
-candidate is within half a point of the best, 10 otherwise.
+in percent by method and candidate: what differs by less than some tenths is a draw. With --only or --methods, --write
+replaces the rows in question and leaves the others as they are. The exit code is 0 if every chosen candidate is within
+half a point of the best, 10 otherwise.
 """
 
 import argparse
@@ -43,6 +44,8 @@ from experts.evaluation.suite.networks import (
 from experts.evaluation.suite.settings import EXPERT_HIDDEN, SAME_BYTES, Given, Settings
 from experts.evaluation.suite.trunk import trunk_inputs
 from meshnode.errors import ExitCode
+
+NAME = "bench_scenarios_tuning"
 
 HELD_OUT = 0.15
 SEED = 0
@@ -149,27 +152,47 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help=f"on {QUICK_TRAIN} images a task")
     parser.add_argument("--write", action="store_true", help=f"also put it into {RESULTS.name}/")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), metavar="NAME")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="these alone, such as 'EWC, pixels'")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="keep finished runs there, and go on from them")
     options = parser.parse_args(arguments)
-    if options.write and (options.quick or set(options.only) != set(SCENARIOS)):
-        parser.error("--write is for all figures: leave out --only and --quick")
+    if options.write and options.quick:
+        parser.error("--write is for all images: leave out --quick")
     torch.set_num_threads(1)
     figures: dict[str, dict[str, float]] = {}
     targets: dict[str, Any] = {}
     for name in options.only:
         scenario, inputs = _held_out(name, quick=options.quick)
         for study in _studies(scenario, inputs, given_of(name, scenario)):
+            if options.methods is not None and study.row not in options.methods:
+                continue
             row = f"{name}: {study.row}"
             figures[row] = _accuracies(study, scenario, tap_of(name), options.resume, row)
             targets[row] = _target(study, figures[row])
-    command = f"python scripts/bench_scenarios_tuning.py{' --quick' if options.quick else ''}"
-    command += f" --only {' '.join(options.only)}" if set(options.only) != set(SCENARIOS) else ""
-    measured = {"held_out_ratio": HELD_OUT, "settings_at_most": BUDGET + len(LONGER)}
-    document = bench_document(command, [SEED], figures, targets=targets, measured=measured)
+    document = _document(options, figures, targets)
     if options.write:
-        write_document(document, "bench_scenarios_tuning")
+        write_document(document, NAME)
     print(json.dumps(document, indent=2) if options.json else _table(document))
     return ExitCode.OK if all(target["met"] for target in targets.values()) else ExitCode.CHECK_FAILED
+
+
+def _document(options: argparse.Namespace, figures: Mapping[str, Any], targets: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what was measured; if it is to be written, of all rows, those that were not measured now as they were."""
+    command = f"python scripts/{NAME}.py"
+    parts = [f"--only {' '.join(options.only)}"] if set(options.only) != set(SCENARIOS) else []
+    parts += [f"--methods {' '.join(map(repr, options.methods))}"] if options.methods else []
+    if parts and options.write:
+        before = json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8"))
+        figures, targets = _replaced(before["figures"], figures), _replaced(before["targets"], targets)
+    else:
+        command = " ".join([command, *(["--quick"] if options.quick else []), *parts])
+    measured = {"held_out_ratio": HELD_OUT, "settings_at_most": BUDGET + len(LONGER)}
+    return bench_document(command, [SEED], figures, targets=targets, measured=measured)
+
+
+def _replaced(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """All rows, by scenario."""
+    rows = {**there, **now}
+    return {row: rows[row] for row in sorted(rows, key=lambda row: SCENARIOS.index(row.partition(":")[0]))}
 
 
 def _held_out(name: str, *, quick: bool) -> tuple[Scenario, TrunkInputs]:

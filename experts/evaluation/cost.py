@@ -1,8 +1,8 @@
 """What learning costs: time, memory, arithmetic, parameters, bytes sent, bytes kept.
 
-FLOPs are those of ``torch.utils.flop_counter``: 2 for a multiply-accumulate of products and convolutions. It counts no
-factorisation, so the ridge router's solve is added by its textbook count (Golub and Van Loan, "Matrix computations",
-4th ed., sec. 4.2.5): n^3/3 for Cholesky and 2 n^2 for each right-hand side.
+FLOPs are those of ``torch.utils.flop_counter``: 2 for a multiply-accumulate of products and convolutions. It counts
+neither what is added in place nor a factorisation, so a ridge is added by its textbook count (Golub and Van Loan,
+"Matrix computations", 4th ed., sec. 4.2.5): n^3/3 for Cholesky and n^2 for each right-hand side of a triangular system.
 
 Accuracy per kept kilobyte makes methods comparable that keep different things: images to replay, a router's statistics.
 """
@@ -12,11 +12,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import torch
+from torch.overrides import TorchFunctionMode
 
 from experts.errors import UndefinedFigure
 
-__all__ = ["Holdings", "TaskCost", "accuracy_per_kilobyte", "count_flops", "measured", "solve_flops"]
+__all__ = ["Holdings", "TaskCost", "accuracy_per_kilobyte", "count_flops", "count_solves", "measured", "solve_flops"]
 
 Result = TypeVar("Result")
 
@@ -94,6 +97,38 @@ def count_flops(function: Callable[[], Result]) -> tuple[Result, int]:
     with FlopCounterMode(display=False) as counter:
         result = function()
     return result, counter.get_total_flops()
+
+
+def count_solves(function: Callable[[], Result]) -> tuple[Result, int]:
+    """Call it once, and count what ridges and distances are made of, where it is called: scatters, Cholesky factors,
+    triangular systems.
+
+    It counts no product otherwise, and so hardly slows down training steps that are taken meanwhile.
+    """
+    with _Solves() as counter:
+        result = function()
+    return result, counter.flops
+
+
+class _Solves(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _FLOPS_OF:
+            self.flops += _FLOPS_OF[func](*(tuple(part.shape) for part in args))
+        return func(*args, **(kwargs or {}))
+
+
+_FLOPS_OF: dict[Any, Callable[..., int]] = {
+    torch.Tensor.addmm_: lambda _, left, right: 2 * left[0] * left[1] * right[1],
+    torch.linalg.cholesky_ex: lambda matrix: matrix[0] ** 3 // 3,
+    torch.linalg.solve_triangular: lambda _, right: right[0] ** 2 * right[1],
+}
+"""By the shapes of what it is given."""
 
 
 def solve_flops(size: int, num_columns: int) -> int:

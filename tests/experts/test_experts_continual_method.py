@@ -10,6 +10,7 @@ from continual_examples import features, images_of, settings
 from experts.data.dataset import ImageDataset
 from experts.errors import SettingOutOfRange
 from experts.evaluation.baselines.continual_learner import ContinualMethod, Labelling
+from experts.evaluation.cost import count_flops, count_solves
 from experts.evaluation.inputs import Inputs
 from experts.evaluation.runner import kept_run, run_scenario
 from experts.evaluation.scenarios.base import Scenario, ScenarioTask
@@ -88,6 +89,20 @@ def test_costs_are_of_what_it_keeps_sends_and_computes() -> None:
     assert second.sent_bytes > 4 * of_experts[1]
     # All images are looked at at least once, and every step costs something.
     assert min(first.flops, second.flops) > 320 * 7 + 100 * 2 * 32 * 16 * 8
+
+
+@pytest.mark.parametrize("setting", ["class-incremental", "domain-incremental"])
+def test_its_flops_are_those_of_all_that_it_computes(setting: str) -> None:
+    scenario = by_class() if setting == "class-incremental" else by_domain()
+    subject = method(setting)
+
+    def learn() -> None:
+        for each in scenario.tasks:
+            subject.learn(each.train)
+
+    (_, of_steps), of_solves = count_solves(lambda: count_flops(learn))
+    # It leaves out what carrying an expert over takes, which is much of so little training.
+    assert 0.7 < subject.holdings().flops / (of_steps + of_solves) < 1.0
 
 
 def test_a_finished_run_is_kept_like_that_of_any_method(tmp_path: Path) -> None:

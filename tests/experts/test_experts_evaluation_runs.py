@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 from experts.data.dataset import ImageDataset
 from experts.errors import NothingToLearnFrom, SettingOutOfRange, UndefinedFigure
 from experts.evaluation.baselines.base import Baseline
-from experts.evaluation.cost import Holdings, accuracy_per_kilobyte, count_flops, measured, solve_flops
+from experts.evaluation.baselines.ridge_state import ridge_flops
+from experts.evaluation.cost import Holdings, accuracy_per_kilobyte, count_flops, count_solves, measured, solve_flops
 from experts.evaluation.inputs import PixelInputs, TrunkInputs
 from experts.evaluation.reservoir import Reservoir
 from experts.evaluation.runner import RunProgress, RunResult, kept_run, run_scenario, untrained_row
 from experts.evaluation.scenarios.base import Scenario, ScenarioTask
+from experts.router.ridge import RidgeRouter, RouterConfig, solve_ridge
+from experts.router.statistics import ClassStatistics
 from experts.trunk.images import prepare_images
 from experts.trunk.whitened import WhitenedConfig, fit_whitened
 
@@ -162,6 +165,20 @@ def test_the_count_of_a_solve_is_that_of_its_loops() -> None:
     # Two triangular solves a column, each a product for every entry below the diagonal.
     below = 2 * columns * size * (size - 1) // 2
     assert solve_flops(size, columns) == pytest.approx(2 * (products + below), rel=0.15)
+
+
+def test_what_a_ridge_costs_is_counted_where_it_is_solved_and_other_products_are_not() -> None:
+    features_ND = torch.randn(200, 40, generator=torch.Generator().manual_seed(0))
+    labels = ["cat", "dog"] * 100
+
+    def solve() -> RidgeRouter:
+        return solve_ridge(ClassStatistics.from_features(features_ND, labels), RouterConfig())
+
+    router, flops = count_solves(solve)
+    assert flops == pytest.approx(ridge_flops(200, 40, 2), rel=0.02)
+    assert torch.equal(router.weights, solve().weights)
+    _, flops = count_solves(lambda: features_ND.T @ features_ND)
+    assert flops == 0
 
 
 def test_peak_memory_is_that_of_the_task_alone() -> None:

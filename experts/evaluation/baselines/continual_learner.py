@@ -4,14 +4,17 @@ What `routed_experts` does with an expert for every task, this decides: whether 
 begin, what to keep. It is given tasks, or their images as a stream in batches, without a word on where a task begins;
 then what is not yet enough for a lesson is learned at each task's end, before it is tested.
 
-FLOPs are those of all features asked for, replayed and held-out images included, of the steps of lessons, and of trials
-at the cost of a lesson's step.
+FLOPs are those of all features asked for, replayed and held-out images included, of the router, of the detector's and
+the teachers' solves, of the steps of lessons, and of trials at the cost of a lesson's step. Left out is what is small
+where there is much to learn: one expert carried over to begin another, answers of teachers and detectors.
 
 Legend: N images, D feature, A classes that may be named.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,11 +28,12 @@ from experts.data.dataset import ImageDataset
 from experts.data.held_out import image_digest
 from experts.errors import SettingOutOfRange
 from experts.evaluation.baselines.base import Baseline
-from experts.evaluation.baselines.ridge_state import ridge_flops
-from experts.evaluation.cost import Holdings, count_flops
+from experts.evaluation.cost import Holdings, count_flops, count_solves
 from experts.evaluation.inputs import Inputs
 
 __all__ = ["ContinualMethod", "Labelling"]
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +100,7 @@ class ContinualMethod(Baseline):
         self._num_tasks = 0
         self._flops = 0
         self._flops_per_step = 0
+        self._steps_counted = 0
         self._sent_bytes = 0
         self._num_updated = 0
 
@@ -122,17 +127,18 @@ class ContinualMethod(Baseline):
         before = {uid: expert.generation for uid, expert in self.learner.knowledge.experts.items()}
         if self._stream_batch is None:
             name = f"task {self._num_tasks:03}" if self._told else None
-            self.decisions.append(self.learner.learn_task(images, labels, task=name))
+            self.decisions.append(self._counted(lambda: self.learner.learn_task(images, labels, task=name)))
         else:
             for start in range(0, len(images), self._stream_batch):
                 rows = slice(start, start + self._stream_batch)
                 self._take_lessons()
-                self.decisions += self.learner.observe(images[rows], labels[rows]).decisions
+                self.decisions += self._counted(partial(self.learner.observe, images[rows], labels[rows])).decisions
             self._take_lessons()
-            self.decisions += self.learner.flush()
+            self.decisions += self._counted(self.learner.flush)
         self._take_lessons()
+        self._counted(lambda: self.learner.knowledge.router)
         self._num_tasks += 1
-        self._count(len(images), before)
+        self._note_sent(before)
 
     def _given(self, task: ImageDataset) -> tuple[NDArray[np.uint8], tuple[str | None, ...]]:
         """The images it gets, and the labels of those whose it gets."""
@@ -145,22 +151,29 @@ class ContinualMethod(Baseline):
         return alone.images, alone.labels
 
     def _take_lessons(self) -> None:
-        trials = self.learner.steps_taken
         while self.learner.busy:
             lessons = self.learner.num_lessons
-            _, self._flops_per_step = count_flops(self.learner.step)
+            self._counted(self.learner.step)  # and before it what the lesson begins with
+            if self.learner.num_lessons == lessons:
+                _, self._flops_per_step = count_flops(self.learner.step)
             while self.learner.num_lessons == lessons:
                 self.learner.step()
-        self._flops += (self.learner.steps_taken - trials) * self._flops_per_step
+        self._flops += (self.learner.steps_taken - self._steps_counted) * self._flops_per_step
+        self._steps_counted = self.learner.steps_taken
 
-    def _count(self, num_images: int, before: dict[str, int]) -> None:
+    def _counted(self, act: Callable[[], Result]) -> Result:
+        """What it gives, with its solves counted."""
+        result, flops = count_solves(act)
+        self._flops += flops
+        return result
+
+    def _note_sent(self, before: dict[str, int]) -> None:
         knowledge = self.learner.knowledge
         changed = [expert for uid, expert in knowledge.experts.items() if before.get(uid) != expert.generation]
         self._num_updated = sum(expert.architecture.num_parameters for expert in changed)
         self._sent_bytes += 4 * self._num_updated
         if knowledge.statistics is not None:
             self._sent_bytes += len(knowledge.statistics.to_bytes())
-            self._flops += ridge_flops(num_images, knowledge.statistics.feature_dim, len(knowledge.targets))
 
     def _look_at(self, images: NDArray[np.uint8]) -> None:
         """Features of a whole task once: parts of it are asked for again and again."""
