@@ -5,7 +5,8 @@ stand on tap B4 at 64 pixels, calibrated on the first task; on the first scenari
 node has by default. No setting was chosen on a test image: see `experts.evaluation.suite`. Two more scenarios repeat
 protocols of Mammoth (github.com/aimagelab/mammoth) on raw pixels, whose figures ours are held against. A cell is one
 method on one order of one scenario: with --resume each is kept as it is finished, and may be made in any order, by
---only and --methods. The exit code is 0 if every target is met, 10 if one is missed.
+--only and --methods. With these --write replaces the rows in question and leaves the others as they are. The exit code
+is 0 if every target is met, 10 if one is missed.
 """
 
 import argparse
@@ -49,7 +50,12 @@ from experts.evaluation.suite.trunk import trunk_inputs
 from meshnode.datasets import find_dataset
 from meshnode.errors import ExitCode
 
+NAME = "bench_scenarios"
+
 TAP, PIXELS = "B4", 64
+
+_ByRow = Mapping[str, Mapping[str, Any]]
+"""Of each scenario, by the row of a method, or by input."""
 
 SCENARIOS = (
     OVER_REPLAY_ON,
@@ -60,6 +66,8 @@ SCENARIOS = (
     "four-sets",
     *PROTOCOLS,
 )
+
+RUNS = 3
 
 QUICK_TRAIN, QUICK_TEST = 300, 200
 """Images a task."""
@@ -79,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
             studies |= _as_hard(studies[name].table, options)
     document = _document(studies, options)
     if options.write:
-        draw(document, write_document(document, "bench_scenarios").with_suffix(".png"))
+        draw(document, write_document(document, NAME).with_suffix(".png"))
     print(json.dumps(document, indent=2) if options.json else _table(document))
     return ExitCode.OK if all(target["met"] for target in document["targets"].values()) else ExitCode.CHECK_FAILED
 
@@ -89,17 +97,17 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print the whole document instead of the table")
     parser.add_argument("--quick", action="store_true", help=f"one run on {QUICK_TRAIN} images a task; a minute")
     parser.add_argument("--write", action="store_true", help=f"also put it into {RESULTS.name}/, with a plot")
-    parser.add_argument("--runs", type=int, default=3, metavar="N", help="orders and seeds, from 0 (3)")
+    parser.add_argument("--runs", type=int, default=RUNS, metavar="N", help=f"orders and seeds, from 0 ({RUNS})")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), metavar="NAME")
     parser.add_argument(
-        "--methods", nargs="+", metavar="NAME", help="these alone, such as 'EWC, pixels', and the joint model"
+        "--methods", nargs="+", metavar="NAME", help="these alone, such as 'EWC, pixels', beside SGD and joint"
     )
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="keep finished runs there, and go on from them")
     options = parser.parse_args(arguments)
     if options.quick:
         options.runs = 1
-    if options.write and (options.quick or options.methods or set(options.only) != set(SCENARIOS)):
-        parser.error("--write is for all figures: leave out --only, --methods and --quick")
+    if options.write and (options.quick or options.runs != RUNS):
+        parser.error(f"--write is for {RUNS} runs on all images: leave out --runs and --quick")
     return options
 
 
@@ -127,7 +135,7 @@ def _run_all(name: str, options: argparse.Namespace) -> _Study:
         inputs = None if name in PROTOCOLS else trunk_inputs(scenario, store, tap=tap_of(name), pixels=PIXELS)
         given = _once(given_of(name, scenario)) if options.quick else given_of(name, scenario)
         methods = _methods(scenario, inputs, given, options)
-        beside = None if inputs is None else functools.partial(same_bytes, scenario, inputs, given=given)
+        beside = None if inputs is None else functools.partial(_same_bytes, scenario, inputs, given, options)
         table.run_order(scenario, methods, number, same_bytes=beside)
     sgd_runs = list(table.runs.get("SGD, pixels", ())) if name == PROTOCOL else []
     if sgd_runs:
@@ -150,7 +158,7 @@ def _as_hard(draws: MethodTable, options: argparse.Namespace) -> dict[str, _Stud
 
 
 def _methods(scenario: Scenario, inputs: TrunkInputs | None, given: Given, options: argparse.Namespace) -> list[Method]:
-    """Those that are asked for, with the joint models that others are held against."""
+    """Those that are asked for, with the networks that others' forgetting and forward transfer are told against."""
     if inputs is None:
         methods = published(scenario)
     else:
@@ -161,7 +169,16 @@ def _methods(scenario: Scenario, inputs: TrunkInputs | None, given: Given, optio
         return methods
     chosen = [method for method in methods if method.row in options.methods]
     read = {method.input for method in chosen}
-    return [method for method in methods if method in chosen or (method.name == "joint" and method.input in read)]
+    return [
+        method for method in methods if method in chosen or (method.name in ("joint", "SGD") and method.input in read)
+    ]
+
+
+def _same_bytes(
+    scenario: Scenario, inputs: TrunkInputs, given: Given, options: argparse.Namespace, kept_bytes: int
+) -> list[Method]:
+    methods = same_bytes(scenario, inputs, kept_bytes, given=given)
+    return [method for method in methods if options.methods is None or method.row in options.methods]
 
 
 def scenario_of(name: str, order: int = 0) -> Scenario:
@@ -194,24 +211,37 @@ def load(name: str) -> tuple[ImageDataset, ImageDataset]:
 
 
 def _document(studies: Mapping[str, _Study], options: argparse.Namespace) -> dict[str, Any]:
-    figures = {name: study.table.figures() for name, study in studies.items()}
-    sgd_task = [accuracy for study in studies.values() for accuracy in study.sgd_task_accuracy]
-    targets = targets_of(figures, sgd_task)
-    words = ["python scripts/bench_scenarios.py", *(["--quick"] if options.quick else [])]
-    words += [f"--runs {options.runs}"] if not options.quick and options.runs != 3 else []
-    words += [f"--only {' '.join(options.only)}"] if set(options.only) != set(SCENARIOS) else []
-    words += [f"--methods {' '.join(map(repr, options.methods))}"] if options.methods else []
-    measured = {
-        "trunk": {"tap": TAP, "pixels": PIXELS},
+    """Of what was measured; if it is to be written, of all rows, those that were not measured now as they were."""
+    by_row: dict[str, _ByRow] = {
+        "figures": {name: study.table.figures() for name, study in studies.items()},
         "settings": {name: study.table.settings for name, study in studies.items()},
         "untrained": {name: study.table.untrained for name, study in studies.items()},
-        "sgd_task_accuracy": sgd_task,
-        "draw": {name: study.draw for name, study in studies.items() if study.draw is not None},
         "accuracy_matrices": {name: study.table.accuracy_matrices() for name, study in studies.items()},
     }
-    most = max(len(runs) for study in studies.values() for runs in study.table.runs.values())
-    seeds = range(max(most, len(sgd_task)))
-    return bench_document(" ".join(words), seeds, figures, targets=targets, measured=measured, digits=4)
+    sgd_task = [accuracy for study in studies.values() for accuracy in study.sgd_task_accuracy]
+    draw = {name: study.draw for name, study in studies.items() if study.draw is not None}
+    command = f"python scripts/{NAME}.py"
+    parts = [f"--only {' '.join(options.only)}"] if set(options.only) != set(SCENARIOS) else []
+    parts += [f"--methods {' '.join(map(repr, options.methods))}"] if options.methods else []
+    if parts and options.write:
+        before = json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8"))
+        there = {"figures": before["figures"], **before["measured"]}
+        by_row = {part: _replaced(there[part], now) for part, now in by_row.items()}
+        sgd_task, draw = sgd_task or there["sgd_task_accuracy"], {**there["draw"], **draw}
+    else:
+        fewer = [f"--runs {options.runs}"] if not options.quick and options.runs != RUNS else []
+        command = " ".join([command, *(["--quick"] if options.quick else []), *fewer, *parts])
+    figures = by_row.pop("figures")
+    most = max(len(runs) for rows in by_row["accuracy_matrices"].values() for runs in rows.values())
+    measured = {"trunk": {"tap": TAP, "pixels": PIXELS}, **by_row, "sgd_task_accuracy": sgd_task, "draw": draw}
+    targets, seeds = targets_of(figures, sgd_task), range(max(most, len(sgd_task)))
+    return bench_document(command, seeds, figures, targets=targets, measured=measured, digits=4)
+
+
+def _replaced(there: _ByRow, now: _ByRow) -> dict[str, Mapping[str, Any]]:
+    """All scenarios in their order, with the rows that there are now in place of those that were there."""
+    names = [name for name in (*SCENARIOS, ROTATED_AS_HARD) if name in there or name in now]
+    return {name: {**there.get(name, {}), **now.get(name, {})} for name in names}
 
 
 def _table(document: Mapping[str, Any]) -> str:

@@ -87,13 +87,8 @@ class Objective:
         """Logits ``(B, ..., C)``, as low as can be outside the head of each label."""
         return logits_BC if self._heads is None else self._heads.own(logits_BC, columns_B)
 
-    def learned(self, batch: tuple[Tensor, ...], *, is_new: bool) -> None:
-        """Told of each batch after its step.
-
-        Args:
-            batch: What it descended on.
-            is_new: Whether this is the first epoch, in which every item comes for the first time.
-        """
+    def learned(self, batch: tuple[Tensor, ...]) -> None:
+        """Told of each batch after its step, and not again in a further epoch."""
 
 
 def train(
@@ -133,7 +128,8 @@ def train(
             flops += _counted_step(network, optimizer, objective, batch, flops_by_size)
             if schedule is not None:
                 schedule.step()
-            objective.learned(batch, is_new=epoch == 0)
+            if epoch == 0:
+                objective.learned(batch)
         if on_epoch is not None:
             on_epoch(epoch + 1)
     return flops

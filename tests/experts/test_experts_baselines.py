@@ -245,16 +245,6 @@ def test_training_twice_as_long_costs_twice_the_flops() -> None:
     assert flops[1] == 2 * flops[0]
 
 
-def test_replay_keeps_an_image_once_however_often_its_task_is_passed_over() -> None:
-    kept = []
-    for epochs in (1, 3):
-        config = TrainingConfig(epochs=epochs, batch_size=16)
-        learner = ReplayBaseline(on_pixels(), config, capacity=10 * len(FIRST), seed=0)
-        learner.learn(FIRST)
-        kept.append(learner.holdings().kept_bytes)
-    assert kept[0] == kept[1] == FIRST.images.nbytes
-
-
 def test_who_keeps_images_makes_their_inputs_anew_for_every_task() -> None:
     inputs = FlatInputs()
     config = TrainingConfig(batch_size=16)

@@ -75,19 +75,6 @@ def test_der_keeps_the_logits_that_an_item_had_before_its_step() -> None:
     assert not torch.allclose(module(INPUTS), before, atol=0.1)
 
 
-def test_der_keeps_an_item_in_every_pass_with_the_logits_that_it_has_then() -> None:
-    module = network()
-    reservoir = Reservoir(3 * B, draw_size=3 * B, generator=torch.Generator().manual_seed(0))
-    config = TrainingConfig(epochs=2, batch_size=B, lr=1.0)
-    train(module, (INPUTS, LABELS), config, torch.Generator().manual_seed(0), DarkReplay(reservoir, 1.0, 1.0))
-    kept = reservoir.draw()
-    assert kept is not None
-    inputs, labels, logits = kept
-    assert sorted(labels.tolist()) == sorted(2 * LABELS.tolist())
-    are_untrained = torch.isclose(logits, network()(inputs), atol=1e-5).all(dim=1)
-    assert sorted(labels[are_untrained].tolist()) == sorted(LABELS.tolist())
-
-
 def test_ewc_holds_each_weight_as_much_as_it_matters() -> None:
     module = network()
     fisher = {name: drawn(*value.shape, name=name).square() for name, value in module.named_parameters()}

@@ -3,9 +3,9 @@
     L = CE(f(x), y) + alpha |f(x') - z'|^2 / C + beta CE(f(x''), y'')
 
 with (x', z') and (x'', y'') two draws of a reservoir and z' the logits that the network had for x' when it was new
-(Buzzega et al. 2020, arXiv:2004.07211, eq. 6); each term is a mean over its items. Logits are kept beside each image.
-A task that is passed over several times goes through the reservoir in every pass, so that most logits in it are of a
-network that has learned the task.
+(Buzzega et al. 2020, arXiv:2004.07211, eq. 6); each term is a mean over its items. Logits are kept beside each image,
+those of the first pass where a task is passed over several times, as an image is kept once (its authors' code offers
+it to the reservoir in every pass).
 
 Legend: B batch, C class.
 """
@@ -115,8 +115,8 @@ class DarkReplay(Objective):
         loss = loss + self._alpha * functional.mse_loss(network(of_logits[0]), of_logits[2])
         return loss + self._beta * self.cross_entropy(network(of_labels[0]), of_labels[1])
 
-    def learned(self, batch: tuple[Tensor, ...], *, is_new: bool) -> None:
-        """The batch is kept with the logits that it had before its step, in every pass."""
+    def learned(self, batch: tuple[Tensor, ...]) -> None:
+        """The batch is kept with the logits that it had before its step."""
         self._reservoir.keep(*batch, self._logits_BC)
 
 

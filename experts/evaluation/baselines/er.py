@@ -65,6 +65,5 @@ class _Replayed(Objective):
             batch = tuple(torch.cat([new, old]) for new, old in zip(batch, drawn, strict=True))
         return super().loss(network, batch)
 
-    def learned(self, batch: tuple[Tensor, ...], *, is_new: bool) -> None:
-        if is_new:
-            self._reservoir.keep(*batch)
+    def learned(self, batch: tuple[Tensor, ...]) -> None:
+        self._reservoir.keep(*batch)
