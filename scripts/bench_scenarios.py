@@ -226,7 +226,7 @@ def _document(studies: Mapping[str, _Study], options: argparse.Namespace) -> dic
     if parts and options.write:
         before = json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8"))
         there = {"figures": before["figures"], **before["measured"]}
-        by_row = {part: _replaced(there[part], now) for part, now in by_row.items()}
+        by_row = {part: replaced(there[part], now) for part, now in by_row.items()}
         sgd_task, draw = sgd_task or there["sgd_task_accuracy"], {**there["draw"], **draw}
     else:
         fewer = [f"--runs {options.runs}"] if not options.quick and options.runs != RUNS else []
@@ -238,7 +238,7 @@ def _document(studies: Mapping[str, _Study], options: argparse.Namespace) -> dic
     return bench_document(command, seeds, figures, targets=targets, measured=measured, digits=4)
 
 
-def _replaced(there: _ByRow, now: _ByRow) -> dict[str, Mapping[str, Any]]:
+def replaced(there: _ByRow, now: _ByRow) -> dict[str, Mapping[str, Any]]:
     """All scenarios in their order, with the rows that there are now in place of those that were there."""
     names = [name for name in (*SCENARIOS, ROTATED_AS_HARD) if name in there or name in now]
     return {name: {**there.get(name, {}), **now.get(name, {})} for name in names}

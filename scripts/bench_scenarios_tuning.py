@@ -182,14 +182,14 @@ def _document(options: argparse.Namespace, figures: Mapping[str, Any], targets: 
     parts += [f"--methods {' '.join(map(repr, options.methods))}"] if options.methods else []
     if parts and options.write:
         before = json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8"))
-        figures, targets = _replaced(before["figures"], figures), _replaced(before["targets"], targets)
+        figures, targets = replaced(before["figures"], figures), replaced(before["targets"], targets)
     else:
         command = " ".join([command, *(["--quick"] if options.quick else []), *parts])
     measured = {"held_out_ratio": HELD_OUT, "settings_at_most": BUDGET + len(LONGER)}
     return bench_document(command, [SEED], figures, targets=targets, measured=measured)
 
 
-def _replaced(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+def replaced(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """All rows, by scenario."""
     rows = {**there, **now}
     return {row: rows[row] for row in sorted(rows, key=lambda row: SCENARIOS.index(row.partition(":")[0]))}
