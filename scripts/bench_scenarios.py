@@ -24,14 +24,14 @@ import torch
 from bench_document import RESULTS, bench_document, say, write_document
 from bench_scenarios_plot import draw
 from bench_scenarios_targets import (
-    NODES_TRUNK,
-    OVER_REPLAY_ON,
+    ON_NODES_TRUNK,
     PROTOCOL,
     PROTOCOLS,
     ROTATED_AS_HARD,
     ROTATED_DRAWS,
     ROTATED_PROTOCOL,
     SEEDS,
+    SPLIT,
     as_hard,
     targets_of,
 )
@@ -43,8 +43,16 @@ from experts.evaluation.inputs import TrunkInputs
 from experts.evaluation.scenarios.base import Scenario
 from experts.evaluation.scenarios.registry import make_scenario
 from experts.evaluation.suite.method import Method
-from experts.evaluation.suite.methods import EXPERT_STEPS, on_features, on_pixels, published, same_bytes
-from experts.evaluation.suite.settings import CLASSES_ON_E5, TUNED, Given
+from experts.evaluation.suite.methods import (
+    EXPERT_STEPS,
+    METHOD_NAMES,
+    ROUTED,
+    on_features,
+    on_pixels,
+    published,
+    same_bytes,
+)
+from experts.evaluation.suite.settings import CLASSES_ON_E5, SAME_BYTES, TUNED, Given
 from experts.evaluation.suite.table import MethodTable
 from experts.evaluation.suite.trunk import trunk_inputs
 from meshnode.datasets import find_dataset
@@ -58,8 +66,8 @@ _ByRow = Mapping[str, Mapping[str, Any]]
 """Of each scenario, by the row of a method, or by input."""
 
 SCENARIOS = (
-    OVER_REPLAY_ON,
-    NODES_TRUNK,
+    SPLIT,
+    ON_NODES_TRUNK,
     "rotated-fashion-mnist",
     "split-mnist-5k",
     "split-digits",
@@ -74,6 +82,8 @@ QUICK_TRAIN, QUICK_TEST = 300, 200
 
 QUICK_STEPS = 300
 """Of distillation for each expert."""
+
+ROWS = [f"{name}, {on}" for on in ("pixels", "trunk") for name in METHOD_NAMES]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -100,7 +110,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=RUNS, metavar="N", help=f"orders and seeds, from 0 ({RUNS})")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), metavar="NAME")
     parser.add_argument(
-        "--methods", nargs="+", metavar="NAME", help="these alone, such as 'EWC, pixels', beside SGD and joint"
+        "--methods",
+        nargs="+",
+        choices=ROWS,
+        metavar="NAME",
+        help="these alone, such as 'EWC, pixels', and what they are told against",
     )
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="keep finished runs there, and go on from them")
     options = parser.parse_args(arguments)
@@ -158,7 +172,8 @@ def _as_hard(draws: MethodTable, options: argparse.Namespace) -> dict[str, _Stud
 
 
 def _methods(scenario: Scenario, inputs: TrunkInputs | None, given: Given, options: argparse.Namespace) -> list[Method]:
-    """Those that are asked for, with the networks that others' forgetting and forward transfer are told against."""
+    """Those that are asked for, with the networks that others' forgetting and forward transfer are told against, and
+    the experts that another one is to keep as many bytes as."""
     if inputs is None:
         methods = published(scenario)
     else:
@@ -167,11 +182,12 @@ def _methods(scenario: Scenario, inputs: TrunkInputs | None, given: Given, optio
         methods += on_features(scenario, inputs, given=given, expert_steps=steps)
     if options.methods is None:
         return methods
-    chosen = [method for method in methods if method.row in options.methods]
-    read = {method.input for method in chosen}
-    return [
-        method for method in methods if method in chosen or (method.name in ("joint", "SGD") and method.input in read)
-    ]
+    rows = set(options.methods)
+    inputs_read = {row.rpartition(", ")[2] for row in rows}
+    rows |= {f"{name}, {on}" for name in ("SGD", "joint") for on in inputs_read}
+    if any(row.startswith(SAME_BYTES) for row in rows):
+        rows.add(f"{ROUTED}, trunk")
+    return [method for method in methods if method.row in rows]
 
 
 def _same_bytes(
@@ -183,17 +199,17 @@ def _same_bytes(
 
 def scenario_of(name: str, order: int = 0) -> Scenario:
     """What one of `SCENARIOS` learns."""
-    return make_scenario(OVER_REPLAY_ON if name == NODES_TRUNK else name, load, order=order)
+    return make_scenario(SPLIT if name == ON_NODES_TRUNK else name, load, order=order)
 
 
 def tap_of(name: str) -> str:
     """What the trunk of one of `SCENARIOS` is."""
-    return "E5" if name == NODES_TRUNK else TAP
+    return "E5" if name == ON_NODES_TRUNK else TAP
 
 
 def given_of(name: str, scenario: Scenario) -> Given:
     """What the networks of one of `SCENARIOS` are run with; on a second trunk pixels need no second run."""
-    return {"trunk": CLASSES_ON_E5} if name == NODES_TRUNK else TUNED[scenario.kind]
+    return {"trunk": CLASSES_ON_E5} if name == ON_NODES_TRUNK else TUNED[scenario.kind]
 
 
 def _once(given: Given) -> Given:
@@ -219,21 +235,30 @@ def _document(studies: Mapping[str, _Study], options: argparse.Namespace) -> dic
         "accuracy_matrices": {name: study.table.accuracy_matrices() for name, study in studies.items()},
     }
     sgd_task = [accuracy for study in studies.values() for accuracy in study.sgd_task_accuracy]
-    draw = {name: study.draw for name, study in studies.items() if study.draw is not None}
+    draws = {name: study.draw for name, study in studies.items() if study.draw is not None}
     command = f"python scripts/{NAME}.py"
     parts = [f"--only {' '.join(options.only)}"] if set(options.only) != set(SCENARIOS) else []
     parts += [f"--methods {' '.join(map(repr, options.methods))}"] if options.methods else []
     if parts and options.write:
         before = json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8"))
         there = {"figures": before["figures"], **before["measured"]}
-        by_row = {part: replaced(there[part], now) for part, now in by_row.items()}
-        sgd_task, draw = sgd_task or there["sgd_task_accuracy"], {**there["draw"], **draw}
+        # Rows on another draw would be of other images than those beside them.
+        moved = [name for name in draws if draws[name] != there["draw"].get(name)]
+        kept = {part: {name: rows for name, rows in there[part].items() if name not in moved} for part in by_row}
+        by_row = {part: replaced(kept[part], now) for part, now in by_row.items()}
+        sgd_task, draws = sgd_task or there["sgd_task_accuracy"], {**there["draw"], **draws}
     else:
         fewer = [f"--runs {options.runs}"] if not options.quick and options.runs != RUNS else []
         command = " ".join([command, *(["--quick"] if options.quick else []), *fewer, *parts])
     figures = by_row.pop("figures")
-    most = max(len(runs) for rows in by_row["accuracy_matrices"].values() for runs in rows.values())
-    measured = {"trunk": {"tap": TAP, "pixels": PIXELS}, **by_row, "sgd_task_accuracy": sgd_task, "draw": draw}
+    most = max((len(runs) for rows in by_row["accuracy_matrices"].values() for runs in rows.values()), default=0)
+    taps = {name: tap_of(name) for name in figures if name in SCENARIOS and name not in PROTOCOLS}
+    measured = {
+        "trunk": {"taps": taps, "pixels": PIXELS},
+        **by_row,
+        "sgd_task_accuracy": sgd_task,
+        "draw": draws,
+    }
     targets, seeds = targets_of(figures, sgd_task), range(max(most, len(sgd_task)))
     return bench_document(command, seeds, figures, targets=targets, measured=measured, digits=4)
 

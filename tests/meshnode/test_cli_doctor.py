@@ -141,6 +141,7 @@ def test_bad_settings_are_a_finding_and_no_error(home: Home) -> None:
 
 def test_nothing_heavy_is_loaded(home: Home) -> None:
     ended = doctor(home)
+    assert ended.code == 0, ended.err
     assert set(json.loads(ended.err.splitlines()[-1])) & HEAVY == set()
 
 

@@ -100,4 +100,5 @@ def test_a_url_at_which_nobody_answers_is_named(tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_loaded(home: Home) -> None:
     ended = python(PROGRAM, "--home", home.path, "why", "--all")
+    assert ended.code == 0, ended.err
     assert set(json.loads(ended.err.splitlines()[-1])) & HEAVY == set()

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))  # its modules are no package
 
-from bench_scenarios_targets import NODES_TRUNK, OVER_REPLAY_ON, PROTOCOL, targets_of
+from bench_scenarios_targets import ON_NODES_TRUNK, PROTOCOL, SPLIT, targets_of
 
 PIXELS = {"DER++ 200, pixels": {"accuracy": 70.0}, "DER++ 500, pixels": {"accuracy": 75.0}}
 
@@ -22,7 +22,7 @@ def on_trunk(experts: float) -> dict[str, dict[str, float]]:
 
 
 def test_experts_on_either_trunk_are_held_against_replay_there_and_on_pixels() -> None:
-    figures = {OVER_REPLAY_ON: PIXELS | on_trunk(88.0), NODES_TRUNK: on_trunk(90.0), PROTOCOL: PIXELS}
+    figures = {SPLIT: PIXELS | on_trunk(88.0), ON_NODES_TRUNK: on_trunk(90.0), PROTOCOL: PIXELS}
     targets = targets_of(figures, [])
     points = {name: target["points"] for name, target in targets.items() if "over DER++" in name}
     assert points == {
@@ -45,10 +45,10 @@ def test_experts_on_either_trunk_are_held_against_replay_there_and_on_pixels() -
 
 @pytest.mark.parametrize(("experts", "met"), [(87.9, False), (88.0, True)])
 def test_a_target_is_met_from_its_points_on(experts: float, met: bool) -> None:
-    targets = targets_of({NODES_TRUNK: on_trunk(experts)}, [])
-    assert targets[f"routed experts over DER++ same bytes, trunk, {NODES_TRUNK}"]["met"] is met
+    targets = targets_of({ON_NODES_TRUNK: on_trunk(experts)}, [])
+    assert targets[f"routed experts over DER++ same bytes, trunk, {ON_NODES_TRUNK}"]["met"] is met
 
 
 def test_what_was_not_measured_is_no_target() -> None:
     assert targets_of({PROTOCOL: PIXELS}, []).keys() == {f"{PROTOCOL}: DER++ 200", f"{PROTOCOL}: DER++ 500"}
-    assert not any("over DER++" in name for name in targets_of({NODES_TRUNK: PIXELS}, []))
+    assert not any("over DER++" in name for name in targets_of({ON_NODES_TRUNK: PIXELS}, []))

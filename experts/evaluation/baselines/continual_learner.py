@@ -4,9 +4,10 @@ What `routed_experts` does with an expert for every task, this decides: whether 
 begin, what to keep. It is given tasks, or their images as a stream in batches, without a word on where a task begins;
 then what is not yet enough for a lesson is learned at each task's end, before it is tested.
 
-FLOPs are those of all features asked for, replayed and held-out images included, of the router, of the detector's and
-the teachers' solves, of the steps of lessons, and of trials at the cost of a lesson's step. Left out is what is small
-where there is much to learn: one expert carried over to begin another, answers of teachers and detectors.
+FLOPs are those of all features asked for, replayed and held-out images included, of scatters and solves (of the router,
+the teachers, the novelty detector), of the steps of lessons, and of trials at the cost of a step of the lesson after
+them. Left out is what is small where there is much to learn: answers of experts, router and teachers on the way to a
+decision, and one expert carried over to begin another.
 
 Legend: N images, D feature, A classes that may be named.
 """
@@ -158,6 +159,10 @@ class ContinualMethod(Baseline):
                 _, self._flops_per_step = count_flops(self.learner.step)
             while self.learner.num_lessons == lessons:
                 self.learner.step()
+            self._count_steps()
+        self._count_steps()  # of trials that no lesson came of
+
+    def _count_steps(self) -> None:
         self._flops += (self.learner.steps_taken - self._steps_counted) * self._flops_per_step
         self._steps_counted = self.learner.steps_taken
 

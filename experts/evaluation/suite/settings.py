@@ -103,18 +103,18 @@ _CLASSES_ON_TRUNK: Mapping[str, Settings] = {
 }
 
 CLASSES_ON_E5: Mapping[str, Settings] = {
-    "SGD": Settings(lr=0.003),
-    "EWC": Settings(lr=0.003, strength=1000.0),
+    "SGD": Settings(lr=0.0003, passes=4),
+    "EWC": Settings(lr=0.003, strength=3000.0),
     "LwF": Settings(lr=9e-05, strength=1.0, passes=4),
     "iCaRL 200": Settings(lr=0.3, passes=16),
-    "iCaRL 500": Settings(lr=0.6, passes=16),
-    "ER 200": Settings(lr=0.1),
+    "iCaRL 500": Settings(lr=0.3, passes=16),
+    "ER 200": Settings(lr=0.03),
     "ER 500": Settings(lr=0.1),
-    "DER++ 200": Settings(lr=0.03, replay_size=32, alpha=0.2, beta=1.0),
-    "DER++ 500": Settings(lr=0.03, replay_size=32, passes=4),
-    SAME_BYTES: Settings(lr=0.1, replay_size=32),
-    "monolithic distillation": Settings(lr=0.001, alpha=0.2),
-    "mixture of experts": Settings(lr=0.01, strength=1.0),
+    "DER++ 200": Settings(lr=0.03, replay_size=32),
+    "DER++ 500": Settings(lr=0.009, replay_size=32, passes=4),
+    SAME_BYTES: Settings(lr=0.03, replay_size=32, passes=4),
+    "monolithic distillation": Settings(lr=0.003, alpha=0.0, passes=4),
+    "mixture of experts": Settings(lr=0.003, strength=1.0, passes=4),
 }
 """For a head on tap E5, from Split Fashion-MNIST too."""
 
