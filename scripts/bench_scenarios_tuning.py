@@ -238,7 +238,7 @@ def _target(study: _Study, figures: Mapping[str, float]) -> dict[str, Any]:
     target = f"{study.chosen} within {WITHIN:g} of the best"
     if study.chosen not in figures:
         return {"target": f"{target}, and among the candidates", "met": False}
-    points = round(figures[study.chosen] - max(figures.values()), 6)  # of shares of images: half a point is just that
+    points = figures[study.chosen] - max(figures.values())
     return {"target": target, "met": points >= -WITHIN, "points": points}
 
 

@@ -112,7 +112,7 @@ CLASSES_ON_E5: Mapping[str, Settings] = {
     "ER 500": Settings(lr=0.1),
     "DER++ 200": Settings(lr=0.03, replay_size=32),
     "DER++ 500": Settings(lr=0.009, replay_size=32, passes=4),
-    SAME_BYTES: Settings(lr=0.03, replay_size=32, passes=4),
+    SAME_BYTES: Settings(lr=0.03, replay_size=32, alpha=0.2, beta=1.0, passes=4),
     "monolithic distillation": Settings(lr=0.003, alpha=0.0, passes=4),
     "mixture of experts": Settings(lr=0.003, strength=1.0, passes=4),
 }
