@@ -69,7 +69,7 @@ RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of the projected ridge, which sees every image once and has no passes."""
 
 SAME_ITEMS = {"B4": 1000, "E5": 11_400}
-"""Kept by `SAME_BYTES` here by tap, about as many as there: an expert's router keeps the square of its features."""
+"""Kept by `SAME_BYTES` here, by tap, about as many as there: statistics grow with the square of the features."""
 
 
 def _by_rate(*rates: float) -> list[Settings]:
