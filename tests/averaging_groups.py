@@ -38,7 +38,7 @@ __all__ = [
 PERIOD_S = 10.0
 PATIENT = AveragerConfig(period_s=PERIOD_S, timeout_s=20.0)
 """For rounds that end by themselves."""
-SHORT = AveragerConfig(period_s=PERIOD_S, timeout_s=2.5)
+SHORT = AveragerConfig(period_s=PERIOD_S, timeout_s=5.0)
 """For rounds in which somebody is awaited in vain; a second attempt has to fit in on a busy machine too."""
 
 

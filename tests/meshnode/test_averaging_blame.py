@@ -7,20 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from averaging_groups import SHORT, average, round_number
 from mesh_in_memory import MemoryNode, announce_all, memory_network, memory_nodes
 
-from meshnode.averaging.settings import AveragerConfig
-from protocol.errors import PeerUnreachable
+from protocol.errors import NotReady, PeerUnreachable
 from protocol.framing import Frame
 from protocol.identifiers import PeerId
 from protocol.messages import Message, RoundParts, RoundProposal, RoundTalk
 
-CONFIG = AveragerConfig(period_s=10.0, timeout_s=1.0)
-
 
 @asynccontextmanager
 async def _four(folder: Path) -> AsyncIterator[tuple[list[np.ndarray], tuple[MemoryNode, ...]]]:
-    async with memory_nodes(memory_network(), list("abcd"), folder, averager=CONFIG) as nodes:
+    async with memory_nodes(memory_network(), list("abcd"), folder, averager=SHORT) as nodes:
         for node in nodes:
             uid = (await node.spawn("0", "1")).uid
         await announce_all(nodes)
@@ -35,34 +33,56 @@ def _is_proposal(message: Message) -> bool:
     return isinstance(message, RoundTalk) and isinstance(message.words[0], RoundProposal)
 
 
-def _fall_silent(node: MemoryNode, last_word: Callable[[Message], bool], *, heard_by: PeerId, is_dead: bool) -> None:
-    """Let a node's last message reach one other member alone; after it nothing leaves the node any more."""
-    call, transport = node.transport.call, node.transport
-    is_over = asyncio.Event()
+class _LastWord:
+    """What a node says and answers until a last message, which one other member alone gets to hear."""
 
-    async def fail(peer_id: PeerId) -> Frame:
-        if not is_dead:
+    def __init__(
+        self, node: MemoryNode, is_last: Callable[[Message], bool], *, heard_by: PeerId, is_dead: bool
+    ) -> None:
+        self._node = node
+        self._call = node.transport.call
+        self._is_last = is_last
+        self._heard_by = heard_by
+        self._is_dead = is_dead
+        self._is_over = False
+
+    async def call(self, peer_id: PeerId, request: Frame, *, timeout_s: float) -> Frame:
+        is_last = self._is_last(request.message)
+        if self._is_over or (is_last and peer_id != self._heard_by):
+            return await self._fail(peer_id)
+        if is_last:
+            self._is_over = True
+            if self._is_dead:
+                leave = self._node.transport._network._leave
+                asyncio.get_running_loop().call_later(0.02, leave, self._node.peer_id)
+        return await self._call(peer_id, request, timeout_s=timeout_s)
+
+    async def answer(self, sender: PeerId, request: Frame) -> Frame:
+        if self._is_over:
+            return await self._fail(self._node.peer_id)
+        try:
+            return await self._node.handlers(sender, request)
+        except NotReady:
+            if self._is_over:  # that it has given the round up it does not get to say
+                return await self._fail(self._node.peer_id)
+            raise
+
+    async def _fail(self, peer_id: PeerId) -> Frame:
+        if not self._is_dead:
             await asyncio.Event().wait()
         raise PeerUnreachable(peer_id)
 
-    async def call_until(peer_id: PeerId, request: Frame, *, timeout_s: float) -> Frame:
-        if is_over.is_set() or (last_word(request.message) and peer_id != heard_by):
-            return await fail(peer_id)
-        if last_word(request.message):
-            is_over.set()
-            if is_dead:
-                asyncio.get_running_loop().call_later(0.02, transport._network._leave, node.peer_id)
-            transport.serve(lambda sender, request: fail(node.peer_id))
-        return await call(peer_id, request, timeout_s=timeout_s)
 
-    transport.call = call_until  # type: ignore[method-assign]
+def _fall_silent(node: MemoryNode, is_last: Callable[[Message], bool], *, heard_by: PeerId, is_dead: bool) -> None:
+    """After a last message, of which one member alone hears, nothing leaves the node any more."""
+    until = _LastWord(node, is_last, heard_by=heard_by, is_dead=is_dead)
+    node.transport.call = until.call  # type: ignore[method-assign]
+    node.transport.serve(until.answer, node.handlers.admit)
 
 
-async def _average(nodes: Sequence[MemoryNode], lost: MemoryNode) -> None:
-    number = int(nodes[0].network.now_s // CONFIG.period_s) + 2
-    hanging = asyncio.create_task(lost.averager.run_round(number))
-    async with asyncio.timeout(10):
-        await asyncio.gather(*(node.averager.run_round(number) for node in nodes))
+async def _average(survivors: Sequence[MemoryNode], lost: MemoryNode) -> None:
+    hanging = asyncio.create_task(lost.averager.run_round(round_number(survivors)))
+    await average(survivors)
     hanging.cancel()
 
 

@@ -209,7 +209,7 @@ async def test_closing_drops_what_waits_and_lets_what_runs_finish() -> None:
 
 
 async def test_a_question_that_takes_long_counts_no_more_than_each_of_many_that_do_not(compute: Compute) -> None:
-    await compute.run(threading.Event().wait, 0.05)
+    await compute.run(threading.Event().wait, 1.0)
     for _ in range(3):
         blocked = Blocked(compute)
         many = [asyncio.create_task(compute.run_rows("x", add_one, np.zeros((1, 1)))) for _ in range(8)]
@@ -218,5 +218,5 @@ async def test_a_question_that_takes_long_counts_no_more_than_each_of_many_that_
         await asyncio.gather(*many)
     waiting = [asyncio.create_task(compute.run(sum, [])) for _ in range(10)]
     await asyncio.sleep(0)
-    assert compute.expected_wait_s < 10 * 0.005
+    assert compute.expected_wait_s < 0.3
     await asyncio.gather(*waiting)
