@@ -182,7 +182,7 @@ async def test_a_silent_member_stops_the_first_attempt_and_the_others_average_in
 
 
 async def test_nobody_commits_when_the_exchange_was_not_full_for_one_member(tmp_path: Path) -> None:
-    async with group(tmp_path, "abc", PATIENT) as (uid, nodes):
+    async with group(tmp_path, "abc", SHORT) as (uid, nodes):
         learned = [await node.learn(uid, seed=seed) for seed, node in enumerate(nodes)]
         exchange = nodes[1].averager._exchanges.run
 
