@@ -15,9 +15,6 @@ pytestmark = pytest.mark.integration
 
 CLASSES = ("0", "1", "2")
 
-DEADLINE_S = 10.0
-"""Of a query: long beside what a busy machine takes for one."""
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -65,8 +62,7 @@ class Queries:
     async def ask_until_stopped(self) -> None:
         while not self._stopped:
             began = time.monotonic()
-            # Unanswered rows would be an error.
-            prediction = await self._client.predict(self._images, timeout_s=DEADLINE_S)
+            prediction = await self._client.predict(self._images)  # unanswered rows would be an error
             assert not prediction.missing_mass_B.any()
             (name,) = {call.peer_name for call in prediction.calls if call.error is None}
             self.answered.append((name, time.monotonic() - began))
@@ -87,7 +83,7 @@ async def test_a_replica_that_hangs_costs_a_share_of_the_deadline_and_no_answer(
                 process.suspend()
             try:
                 before = len(queries.answered)
-                await asyncio.sleep(7.0)
+                await asyncio.sleep(4.0)
                 until = len(queries.answered)  # one that was asked again meanwhile may answer as soon as it can
             finally:
                 for process in hung:
@@ -97,7 +93,7 @@ async def test_a_replica_that_hangs_costs_a_share_of_the_deadline_and_no_answer(
     assert {name for name, _ in queries.answered[:before]} == {"ann", "ben"}, "both were asked while both answered"
     assert len(while_it_hung) > 10
     assert {name for name, _ in while_it_hung[1:]} == {"ann"}
-    assert max(seconds for _, seconds in while_it_hung) < 6.0, "a hung replica may cost two fifths of the deadline"
+    assert max(seconds for _, seconds in while_it_hung) < 3.0, "a hung replica may cost two fifths of the 5 s"
 
 
 async def test_no_query_goes_unanswered_when_one_of_two_replicas_is_killed(pair: Pair) -> None:
@@ -115,8 +111,8 @@ async def test_no_query_goes_unanswered_when_one_of_two_replicas_is_killed(pair:
     after = queries.answered[before:]
     assert len(after) > 10
     assert {name for name, _ in after[1:]} == {"ann"}
-    # A dead peer is noticed by its broken connection: only a silent one would cost two fifths of the deadline.
-    assert max(seconds for _, seconds in after) < 3.9
+    # A dead peer is noticed by its broken connection: only a silent one would cost two fifths of the 5 s.
+    assert max(seconds for _, seconds in after) < 1.9
     assert children.keys() == {"p2pd", "trainer"}
     assert not any(is_running(process) for process in children.values())
 

@@ -193,4 +193,4 @@ async def test_the_exact_sleep_is_never_too_short_and_hardly_too_long() -> None:
         await sleep_exactly(span_s)
         late_s.append(time.monotonic() - began_s - span_s)
     assert min(late_s) >= 0
-    assert sorted(late_s)[len(late_s) // 4] < 0.005  # a busy machine delays many, not all
+    assert sorted(late_s)[len(late_s) // 2] < 0.005  # a busy machine delays some, not most

@@ -26,7 +26,6 @@ from experts.architectures.base import probabilities
 from experts.trunk.base import features_of
 from meshnode.hosted import HostedExpert
 from meshnode.inference import RoutedInference
-from meshnode.inference import standings as standings_module
 from meshnode.transport.interface import FrameHandler
 from protocol.errors import Busy, CallTimeout, MalformedTensor, NoRoute, NotReady, RowsUnanswered
 from protocol.framing import Announced, Frame
@@ -207,17 +206,14 @@ async def test_a_replica_that_fails_is_replaced_by_the_next(tmp_path: Path, fail
         assert [call.peer_id for call in again.calls] == [good.peer_id]
 
 
-async def test_a_silent_replica_costs_a_part_of_the_deadline_and_no_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(standings_module, "FIRST_BAN_S", 60.0)
+async def test_a_silent_replica_costs_a_part_of_the_deadline_and_no_answer(tmp_path: Path) -> None:
     async with mesh_of(tmp_path, {"a": [FIRST], "b": [FIRST], "c": [FIRST]}) as (client, nodes):
         for name in "ab":
             nodes[name].go_silent()
-        client.inference.standings.failed(nodes["c"].peer_id)  # so that the silent ones come first
+        client.inference.standings.failed(nodes["c"].peer_id)
         began_s = time.monotonic()
-        prediction = await client.inference.predict(IMAGES, timeout_s=4.0)
-        assert time.monotonic() - began_s < 4.0
+        prediction = await client.inference.predict(IMAGES, timeout_s=1.0)
+        assert time.monotonic() - began_s < 1.0
         *silent, answered = prediction.calls
         assert {call.peer_id for call in silent} == {nodes["a"].peer_id, nodes["b"].peer_id}
         assert all(call.error for call in silent)
@@ -241,7 +237,7 @@ async def test_when_all_replicas_are_silent_the_error_names_rows_and_experts(tmp
             await client.inference.predict(IMAGES, timeout_s=0.3)
         assert time.monotonic() - began_s < 2.0
         (uid,) = nodes["a"].host.experts
-        answered = await client.inference.predict(IMAGES[[caught.value.rows[0]]], timeout_s=3.0, top_k=2)
+        answered = await client.inference.predict(IMAGES[[caught.value.rows[0]]], timeout_s=0.5, top_k=2)
         assert caught.value.experts == (uid,)
         features = features_of(tiny_trunk(), IMAGES)
         assert client.contributions.view is not None
@@ -323,8 +319,8 @@ async def test_an_expert_with_another_replica_does_not_wait_for_one_without(tmp_
         nodes["both"].go_silent()
         client.inference.standings.failed(nodes["b"].peer_id)  # so that the silent one is asked first for both
         began_s = time.monotonic()
-        prediction = await client.inference.predict(IMAGES, timeout_s=4.0, top_k=2)
-        assert time.monotonic() - began_s < 6.0
+        prediction = await client.inference.predict(IMAGES, timeout_s=1.5, top_k=2)
+        assert time.monotonic() - began_s < 2.5
         answered = {call.peer_name for call in prediction.calls if call.error is None}
         assert answered == {"b"}
         assert prediction.missing_mass_B.all()  # of the expert that nobody else has
@@ -372,7 +368,7 @@ async def test_a_deadline_that_nobody_can_keep_tells_nothing_of_the_peers(tmp_pa
             await client.inference.predict(IMAGES, timeout_s=0.1)
         assert not client.inference.standings.banned(nodes["a"].peer_id)
         with pytest.raises(RowsUnanswered):
-            await client.inference.predict(IMAGES, timeout_s=2.0)
+            await client.inference.predict(IMAGES, timeout_s=0.7)
         assert client.inference.standings.banned(nodes["a"].peer_id)
 
 

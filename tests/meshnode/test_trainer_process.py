@@ -21,7 +21,6 @@ from experts.checkpoint import flat_parameters, load_flat, weights_to_bytes
 from experts.data.npz import save_task
 from experts.router.statistics import ClassStatistics
 from experts.trunk.base import features_of
-from meshnode.trainer import process as process_module
 from meshnode.trainer.messages import (
     AddDelta,
     Checkpoint,
@@ -213,17 +212,14 @@ async def test_a_killed_worker_goes_on_from_its_last_checkpoint(folder: Path) ->
     assert ends[-1] == whole[-1]
 
 
-async def test_a_closed_pipe_ends_it_in_the_middle_of_learning_and_a_kill_is_reported(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process_module, "STOP_S", 30.0)
+async def test_a_closed_pipe_ends_it_in_the_middle_of_learning_and_a_kill_is_reported(folder: Path) -> None:
     save_task(folder / "data" / "t.npz", TASK)
     async with worker(setup(folder, steps=10_000_000)) as process:
         await process.send(learn("t"))
         assert isinstance(await process.receive(), Statistics)
         began_s = time.monotonic()
         await process.aclose()
-        assert time.monotonic() - began_s < 25  # of itself, before anybody had to kill it
+        assert time.monotonic() - began_s < 2.5  # of itself, before anybody had to kill it
         assert not psutil.pid_exists(process.pid)
     killed = await TrainerProcess.start(threads=1)
     os.kill(killed.pid, signal.SIGKILL)
